@@ -1,0 +1,49 @@
+"""pocketzoo: say what you can afford and get the best compact vision network for it.
+
+The public names are handed on lazily (PEP 562), so that importing pocketzoo never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "zoo.registry": ["list_models"],
+    "zoo.create": ["create_model", "load_weights"],
+    "zoo.architecture": ["Architecture"],
+    "graph.channel_graph": ["ChannelGraph", "trace"],
+    "graph.costs": ["Costs"],
+    "profiler.report": ["profile"],
+    "search.budget": ["Budget"],
+    "search.run": ["run_search"],
+    "training.saved": ["load"],
+    "training.result": ["Result"],
+    "errors": [
+        "BudgetTooSmall",
+        "InvalidBudget",
+        "InvalidData",
+        "InvalidRun",
+        "InvalidSetting",
+        "InvalidWidths",
+        "MissingExtra",
+        "PocketzooError",
+        "UnknownModel",
+        "UntraceableModel",
+        "WeightsMismatch",
+    ],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pocketzoo' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""A model seen as channels: trace, tie, price, select, resize."""

@@ -1,0 +1,1 @@
+"""What a model costs: the report of its counts, and what other tools would print."""

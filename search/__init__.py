@@ -1,0 +1,1 @@
+"""What to build under a budget: projection, the Optuna search, its page."""

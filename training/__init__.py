@@ -1,0 +1,1 @@
+"""Data, the one training loop, evaluation, and what a run leaves behind."""

@@ -1,0 +1,101 @@
+"""The few pieces that several families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+SMALL_IMAGE = 64  # images up to this side lose early strides
+SMALL_MAP = 4  # ... until the final map has at least this side
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution (no bias, padded to keep the side at stride 1) -> batch norm -> activation, if there is one."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: Callable[[], nn.Module] | None = nn.ReLU,
+        padding: int | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            c_in, c_out, kernel, stride, kernel // 2 if padding is None else padding, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(c_out, eps=eps)
+        if act is not None:
+            self.act = act()
+
+
+def relu() -> nn.Module:
+    """ReLU that overwrites its input."""
+    return nn.ReLU(inplace=True)
+
+
+def relu6() -> nn.Module:
+    """ReLU6 that overwrites its input."""
+    return nn.ReLU6(inplace=True)
+
+
+def hard_swish() -> nn.Module:
+    """x * relu6(x + 3) / 6 (arXiv:1905.02244, section 5.2)."""
+    return nn.Hardswish(inplace=True)
+
+
+class SqueezeExcite(nn.Module):
+    """x * gate(expand(relu(reduce(mean of x)))) with 1x1 convolutions that have biases (arXiv:1709.01507)."""
+
+    def __init__(self, channels: int, squeezed: int, gate: Callable[[], nn.Module] = nn.Hardsigmoid) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.gate = gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Nearest multiple of `divisor`, at least `divisor`, never below 0.9 of the given (TensorFlow slim's rule)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def fit_strides(strides: Sequence[int], resolution: int) -> list[int]:
+    """Strides with the earliest ones dropped to 1 until a small image keeps a sensible final map.
+
+    Images up to 64 pixels keep a final map of at least 4 x 4; larger ones are left alone.
+    """
+    fitted = list(strides)
+    if resolution > SMALL_IMAGE:
+        return fitted
+    for i, stride in enumerate(strides):
+        side = resolution
+        for s in fitted:
+            side = -(-side // s)
+        if side >= SMALL_MAP:
+            break
+        if stride > 1:
+            fitted[i] = 1
+    return fitted
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Transpose of the [groups, C / groups] view of the channels (arXiv:1707.01083, section 3.1)."""
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def flatten_channels(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C * H * W]."""
+    return torch.flatten(x, 1)
