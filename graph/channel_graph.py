@@ -1,0 +1,496 @@
+"""ChannelGraph: a model seen as channels. Search, pruning and the profiler ask it; it knows no model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from torch import Tensor, nn
+
+from ..errors import InvalidWidths, suggestion
+from . import pricing
+from .branches import Branch, find_branches, without
+from .cells import Channels, Match, label, match
+from .confirm import broken_constraint, confirmed, follow, free_widths, shapes_at, steps_of, values_at
+from .costs import BYTES, Costs, EnergyTable, default_energy
+from .masks import masked
+from .resize import grouped_reads, indices, rebuild
+from .sampling import sample_widths
+from .sizes import WIDTH, Linear
+from .tracer import Shape, Side, Tracer
+
+Widths = dict[str, int]
+Keep = dict[str, Any]  # group -> kept indices; of a group tied by size only: layer -> kept indices
+COLUMNS = ("params", "macs", "flops", "activations", "peak_memory_bytes", "memory_access", "energy_uj")
+
+
+def trace(model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[int]]) -> ChannelGraph:
+    """Follow one forward pass of any module on the meta device and return its channel graph.
+
+    `input_shape` is [N, C, H, W] of one input, or a list of shapes. The model is not touched and nothing is computed.
+    Raises UntraceableModel when what runs depends on values, with file and line.
+    """
+    first = input_shape[0]
+    shapes = [tuple(input_shape)] if isinstance(first, int) else [tuple(s) for s in input_shape]  # type: ignore[arg-type]
+    return ChannelGraph(model, shapes, follow(model, shapes))  # type: ignore[arg-type]
+
+
+class ChannelGraph:
+    """Groups of tied channels, what constrains them, and what every operator costs as a function of their widths."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> None:
+        self._model, self.inputs, self._first = model, list(inputs), first
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _tracer(self) -> Tracer:
+        return confirmed(self._model, self.inputs, self._first)
+
+    @cached_property
+    def _symbols(self) -> list[int]:
+        return free_widths(self._tracer)
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """Width symbol -> the name of the layer that makes it, a trailing `.conv` dropped where that is unique."""
+        made = {s: entry.name for s, entry in enumerate(self._tracer.sizes.symbols) if entry.kind == WIDTH}
+        short = {s: name.removesuffix(".conv") for s, name in made.items()}
+        taken = pd.Series(list(short.values())).value_counts()
+        return {s: short[s] if taken[short[s]] == 1 else made[s] for s in made}
+
+    @cached_property
+    def groups(self) -> Widths:
+        """Searchable groups: name -> width, in the model's order."""
+        return {self._names[s]: self._tracer.sizes.symbols[s].value for s in self._symbols}
+
+    @property
+    def widths(self) -> Widths:
+        """The present width of every group."""
+        return dict(self.groups)
+
+    @cached_property
+    def frozen(self) -> dict[str, str]:
+        """Layers whose width cannot vary, and why."""
+        return {self._names[s]: why for s, why in self._tracer.sizes.frozen.items()}
+
+    @property
+    def unknown(self) -> dict[str, str]:
+        """Operators that the tracer does not know, and where they were met; the channels they read are frozen."""
+        return dict(self._first.unknown)
+
+    @cached_property
+    def steps(self) -> Widths:
+        """What each width must be a multiple of."""
+        steps = steps_of(self._tracer, self._symbols)
+        return {self._names[s]: steps[s] for s in self._symbols}
+
+    @cached_property
+    def _branches(self) -> list[Branch]:
+        free = set(self._symbols)
+        branches = find_branches(self._tracer)
+        return [Branch(b.operators, b.modules, b.emptied_by & free) for b in branches if b.emptied_by & free]
+
+    @cached_property
+    def removable(self) -> frozenset[str]:
+        """Groups that may have width 0: the residual branch that they are inside of is gone then."""
+        return frozenset(self._names[s] for b in self._branches for s in b.emptied_by)
+
+    # -- checking ----------------------------------------------------------------------------------------------------
+
+    def check(self, widths: Mapping[str, int]) -> Widths:
+        """All widths, those left out as they are; InvalidWidths names what is wrong."""
+        for name, width in widths.items():
+            if name not in self.groups:
+                frozen = f" (frozen: {self.frozen[name]})" if name in self.frozen else ""
+                raise InvalidWidths(f"no group named {name!r}{suggestion(name, self.groups)}{frozen}")
+            if int(width) != width or width < 0 or (width == 0 and name not in self.removable):
+                zero = "; 0 is for the inner group of a residual branch" if width == 0 else ""
+                raise InvalidWidths(f"{name}: {width} is not a number of channels{zero}")
+        full = {**self.groups, **{name: int(w) for name, w in widths.items()}}
+        positive = {s: full[self._names[s]] or self._tracer.sizes.symbols[s].value for s in self._symbols}
+        if broken := broken_constraint(self._tracer, positive):
+            steps = {name: step for name, step in self.steps.items() if step > 1 and name in widths}
+            raise InvalidWidths(f"widths break a constraint: {broken}" + (f"; steps are {steps}" if steps else ""))
+        return full
+
+    @cached_property
+    def _constraint_rows(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Linear forms that must be whole and positive: scaled integer rows, constants, and scales."""
+        sizes = self._tracer.sizes
+        forms = {sizes.reduce(f) for f in sizes.whole}
+        forms |= {sizes.reduce(s.form) for sides in self._tracer.parameter_sides.values() for s in sides
+                  if isinstance(s, Side)}  # fmt: skip
+        varying = [f for f in forms if f.terms]
+        column = {s: i for i, s in enumerate(self._symbols)}
+        rows = np.zeros((len(varying), len(self._symbols)))
+        for i, f in enumerate(varying):
+            for s, c in f.terms.items():
+                rows[i, column[s]] = float(c * f.denominator)
+        scales = np.array([f.denominator for f in varying], dtype=float)
+        return rows, np.array([float(f.constant * f.denominator) for f in varying]), scales
+
+    def valid(self, widths: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """[N, G] width vectors -> whether each meets every constraint."""
+        w = np.atleast_2d(np.asarray(widths, dtype=float))
+        removable = np.array([name in self.removable for name in self.groups])
+        present = np.array(list(self.groups.values()), dtype=float)
+        fine = ((w >= 1) | ((w == 0) & removable)).all(axis=1)
+        rows, constants, scales = self._constraint_rows
+        values = np.where(w == 0, present, w) @ rows.T + constants
+        return np.asarray(fine & ((values % scales == 0) & (values >= scales)).all(axis=1))
+
+    # -- pricing -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _prices(self) -> pricing.Prices:
+        branch_of_op: dict[int, set[int]] = {}
+        branch_of_parameter: dict[str, set[int]] = {}
+        parameters = [name for name, _ in self._model.named_parameters()]
+        for i, branch in enumerate(self._branches):
+            for number in branch.operators:
+                branch_of_op.setdefault(number, set()).add(i)
+            for name in parameters:
+                if any(name.startswith(path + ".") for path in branch.modules):
+                    branch_of_parameter.setdefault(name, set()).add(i)
+        return pricing.Prices(self._tracer, self._symbols, branch_of_op, branch_of_parameter, parameters)
+
+    @cached_property
+    def _present(self) -> pricing.Prices:
+        """Prices of the model as it is, for which no second pass is needed."""
+        return pricing.Prices(self._first, [], {}, {}, [name for name, _ in self._model.named_parameters()])
+
+    def price(self, widths: Mapping[str, int] | None = None, energy: EnergyTable | None = None) -> Costs:
+        """Costs at these widths, groups left out as they are; raises InvalidWidths."""
+        if widths is None:
+            return self._costs_now(energy or default_energy())
+        full = self.check(widths)
+        row = self.price_many(np.array([list(full.values())]), COLUMNS, energy).iloc[0]
+        return Costs(int(row["params"]), int(row["macs"]), int(row["activations"]), int(row["peak_memory_bytes"]),
+                     int(row["memory_access"]), float(row["energy_uj"]))  # fmt: skip
+
+    def _costs_now(self, energy: EnergyTable) -> Costs:
+        sizes = self._first.sizes
+        values = [s.value for s in sizes.symbols]
+
+        def total(terms: list[pricing.Term]) -> int:
+            result = 0
+            for term in terms:
+                product = term.product[0]
+                for form in term.product[1]:
+                    product *= form.at(values)
+                result += int(product)
+            return result
+
+        prices = self._first_prices()
+        macs, reads = total(prices.terms("macs")), total(prices.terms("weight_reads"))
+        access = total(prices.terms("activation_access"))
+        return Costs(
+            params=sum(p.numel() for p in self._model.parameters()),
+            macs=macs,
+            activations=total(prices.terms("activations")),
+            peak_memory_bytes=_peak(prices, values),
+            memory_access=reads + access,
+            energy_uj=float(pricing.energy(np.float64(macs), np.float64(reads), np.float64(access), energy)),  # type: ignore[arg-type]
+        )
+
+    def _first_prices(self) -> pricing.Prices:
+        return self._present
+
+    def price_many(
+        self, widths: npt.ArrayLike, columns: Sequence[str] = COLUMNS, energy: EnergyTable | None = None
+    ) -> pd.DataFrame:
+        """[N, G] width vectors, in the order of `groups` -> a row of costs each; widths are not checked (see `valid`).
+
+        Exact: every figure equals what counting the rebuilt model gives.
+        """
+        w = np.atleast_2d(np.asarray(widths, dtype=np.float64))
+        if w.shape[1] != len(self.groups):
+            raise InvalidWidths(f"{w.shape[1]} widths a row, but the graph has {len(self.groups)} groups")
+        if unknown := set(columns) - set(COLUMNS):
+            raise KeyError(f"no cost named {sorted(unknown)}; there are {COLUMNS}")
+        result = {column: np.empty(len(w)) for column in self._basic(columns)}
+        for removed, rows in self._by_removed(w):
+            for column, values in result.items():
+                self._fill(column, w, rows, removed, values)
+        return pd.DataFrame({c: self._column(c, result, energy or default_energy()) for c in columns})
+
+    def _basic(self, columns: Sequence[str]) -> list[str]:
+        """The matrices that these columns are made of."""
+        made_of = {"flops": ["macs"], "memory_access": ["weight_reads", "activation_access"],
+                   "energy_uj": ["macs", "weight_reads", "activation_access"]}  # fmt: skip
+        return list(dict.fromkeys(b for c in columns for b in made_of.get(c, [c])))
+
+    def _column(self, column: str, basic: dict[str, Any], energy: EnergyTable) -> npt.NDArray[Any]:
+        if column == "energy_uj":
+            return pricing.energy(basic["macs"], basic["weight_reads"], basic["activation_access"], energy)
+        if column == "memory_access":
+            return np.rint(basic["weight_reads"] + basic["activation_access"]).astype(np.int64)
+        values = 2 * basic["macs"] if column == "flops" else basic[column]
+        return np.rint(values).astype(np.int64)
+
+    def _by_removed(self, w: npt.NDArray[np.float64]) -> list[tuple[frozenset[int], npt.NDArray[np.int64] | slice]]:
+        """Rows by which branches are gone."""
+        if not self._branches or w.min(initial=1) > 0:
+            return [(frozenset(), slice(None))]
+        column = {s: i for i, s in enumerate(self._symbols)}
+        gone = np.column_stack([(w[:, [column[s] for s in b.emptied_by]] == 0).any(axis=1) for b in self._branches])
+        patterns, which = np.unique(gone, axis=0, return_inverse=True)
+        return [(frozenset(np.flatnonzero(p).tolist()), np.flatnonzero(which.ravel() == i)) for i, p in enumerate(patterns)]
+
+    @cached_property
+    def _matrices(self) -> dict[tuple[str, frozenset[int]], Any]:
+        return {}
+
+    def _matrix(self, column: str, removed: frozenset[int]) -> Any:
+        key = (column, removed)
+        if key not in self._matrices:
+            if column == "peak_memory_bytes":
+                self._matrices[key] = self._prices.memory_rows()
+            else:
+                self._matrices[key] = self._prices.quadratic(column, removed)
+        return self._matrices[key]
+
+    def _fill(self, column: str, w: npt.NDArray[np.float64], rows: Any, removed: frozenset[int],
+              out: npt.NDArray[np.float64]) -> None:  # fmt: skip
+        matrix = self._matrix(column, removed)
+        for start in range(0, len(w) if isinstance(rows, slice) else len(rows), pricing.CHUNK):
+            part = slice(start, start + pricing.CHUNK) if isinstance(rows, slice) else rows[start : start + pricing.CHUNK]
+            if column == "peak_memory_bytes":
+                out[part] = (w[part] @ matrix[0].T + matrix[1]).max(axis=1)
+            else:
+                out[part] = matrix.at(w[part])
+
+    def layers(self, widths: Mapping[str, int] | None = None) -> pd.DataFrame:
+        """One row per operator of the evaluation pass: name, op, module, shapes, params, macs, activations and more.
+
+        Parameters that several operators share are counted where they are first read.
+        """
+        return operator_table(self, widths)
+
+    # -- sampling, selecting, resizing -------------------------------------------------------------------------------
+
+    def random_widths(self, n: int, seed: int = 0) -> npt.NDArray[np.int64]:
+        """[n, G] valid width vectors between a quarter of each width and the whole; `select` serves each of them."""
+        return sample_widths(self, n, seed)
+
+    @cached_property
+    def _channels(self) -> Channels:
+        present = {s: self._tracer.sizes.symbols[s].value for s in self._symbols}
+        return label(self._model, self.inputs, self._tracer, values_at(self._tracer, present))
+
+    def _channels_at(self, full: Widths) -> Channels:
+        chosen = {s: full[self._names[s]] for s in self._symbols}
+        return label(self._model, self.inputs, self._tracer, values_at(self._tracer, chosen))
+
+    @cached_property
+    def _makers(self) -> dict[str, tuple[str, int, list[str]]]:
+        """Layer that makes channels -> (parameter, side, groups that its width is made of)."""
+        symbol_of = {}
+        for name, sides in self._tracer.parameter_sides.items():
+            for d, side in enumerate(sides):
+                if isinstance(side, Side):
+                    symbol_of[next(iter(side.form.terms))] = (name, d)
+        makers = {}
+        for symbol, maker in self._names.items():
+            form = self._tracer.sizes.reduce(Linear({symbol: 1}))
+            groups = [self._names[s] for s in sorted(form.terms, key=self._symbols.index)]
+            if groups:
+                makers[maker] = (*symbol_of[symbol], groups)
+        return makers
+
+    @cached_property
+    def members(self) -> dict[str, list[str]]:
+        """Group -> the layers whose channels are chosen one by one: its own, and those tied to it by size only."""
+        members: dict[str, list[str]] = {group: [group] for group in self.groups}
+        seen = {c for group in self.groups for c in self._channel_list(group).tolist()}
+        for maker, (_, _, groups) in self._makers.items():
+            channels = set(self._channel_list(maker).tolist())
+            if maker not in members and not channels <= seen:
+                members[groups[0]].append(maker)
+                seen |= channels
+        return members
+
+    def _channel_list(self, maker: str) -> npt.NDArray[np.int64]:
+        parameter, side, _ = self._makers[maker]
+        channels = self._channels.along(parameter, side)
+        assert channels is not None
+        return channels
+
+    def select(self, scores: Mapping[str, Any], widths: Mapping[str, int], *, strict: bool = True) -> Keep:
+        """The highest-scoring channels at these widths that satisfy every joint constraint.
+
+        `scores`: group -> one number a channel (or layer -> numbers, for groups tied by size only); groups left out
+        prefer their first channels. Returns group -> kept indices of the layer that names it (for a group whose
+        members are tied by size only: layer -> indices). With `strict`, widths at which no set of channels
+        satisfies the constraints raise InvalidWidths; without, `resize` draws fresh what has no source.
+        """
+        full = self.check(widths)
+        gone = self._gone(full)
+        if gone:
+            return self._select_without(gone, scores, full, strict)
+        wider = {name: (w, self.groups[name]) for name, w in full.items() if w > self.groups[name]}
+        if strict and wider:
+            raise InvalidWidths(f"selecting cannot make channels: {wider} (asked, there)")
+        target = self._channels_at(full)
+        found = match(self._channels, target, self._channel_scores(scores))
+        if strict and found.lacking:
+            raise InvalidWidths(self._explain(target, found))
+        return self._keep_of(set(found.source[found.source >= 0].tolist()))
+
+    def _channel_scores(self, scores: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+        total = np.zeros(len(self._channels.cell))
+        for name, given in scores.items():
+            if name not in self._makers:
+                raise InvalidWidths(f"scores for {name!r}, which is no group{suggestion(name, self.groups)}")
+            parts = given if isinstance(given, Mapping) else {name: given}
+            for maker, values in parts.items():
+                channels = self._channel_list(maker)
+                array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+                if array.shape != channels.shape:
+                    raise InvalidWidths(f"{maker} has {len(channels)} channels, its scores {array.shape}")
+                np.maximum.at(total, channels, array - array.min(initial=0) + 1e-12)
+        return total
+
+    def _keep_of(self, kept: set[int]) -> Keep:
+        keep: Keep = {}
+        for group, layers in self.members.items():
+            lists = {layer: [i for i, c in enumerate(self._channel_list(layer).tolist()) if c in kept] for layer in layers}
+            keep[group] = lists[group] if len(layers) == 1 else lists
+        return keep
+
+    def _explain(self, target: Channels, found: Match) -> str:
+        channel, needed, there = found.lacking[0]
+        at = int(np.flatnonzero(target.of_label == channel)[0])
+        starts = sorted((start, name, side) for (name, side), start in target.tracer.label_start.items())
+        _, name, side = max(s for s in starts if s[0] <= at)
+        divided = sorted({op.path for op in self._tracer.ops if op.kind == "grouped conv" or op.name in ("split", "slice")})
+        return (
+            f"no set of channels fits: side {side} of {name} needs {needed} channels that are split, grouped or shuffled "
+            f"alike, and the model has {there} (joint constraints at {', '.join(divided[:3])}); other widths may fit, "
+            "or select(strict=False) draws fresh what has no source"
+        )
+
+    def resize(
+        self, model: nn.Module, widths: Mapping[str, int] | None = None, *, keep: Mapping[str, Any] | None = None
+    ) -> nn.Module:
+        """A new module at these widths; `model` is this graph's model or one of the same structure.
+
+        With `keep` (from `select`) weights travel, and the result computes what the masked original computes; other
+        sets of channels raise InvalidWidths. With widths alone the first channels travel, and what has no source is
+        drawn fresh. Width 0 of a removable group takes its residual branch out.
+        """
+        full = self.check(widths if widths is not None else self._widths_of(keep or {}))
+        gone = self._gone(full)
+        if gone:
+            rest, model = self._rest(gone, model)
+            left = {name: w for name, w in full.items() if name in rest.groups}
+            kept = None if keep is None else {name: k for name, k in keep.items() if name in rest.groups}
+            return rest.resize(model, left, keep=kept)
+        target = self._channels_at(full)
+        if keep is None:
+            found = match(self._channels, target, np.zeros(len(self._channels.cell)))
+        else:
+            found = match(self._kept_only(keep), target, np.zeros(len(self._channels.cell)))
+            if widths is None and found.lacking:
+                raise InvalidWidths("these channels cannot be kept together: " + self._explain(target, found))
+        index = indices(self._channels, target, found.source)
+        reads = {name: grouped_reads(self._channels, target, found.source, index[name][0], name)  # type: ignore[arg-type]
+                 for name in target.tracer.grouped}  # fmt: skip
+        chosen = {s: full[self._names[s]] for s in self._symbols}
+        resized = rebuild(model, shapes_at(self._tracer, values_at(self._tracer, chosen)), index, reads)
+        follow(resized, self.inputs)
+        return resized
+
+    def mask(self, model: nn.Module, keep: Mapping[str, Any]) -> nn.Module:
+        """A copy of the model at full size in which nothing reads the channels that `keep` leaves out."""
+        return masked(model, self._channels, self._dropped(keep))
+
+    def _gone(self, full: Widths) -> list[Branch]:
+        symbols = {s for s in self._symbols if full[self._names[s]] == 0}
+        return [b for b in self._branches if b.emptied_by & symbols]
+
+    def _rest(self, gone: Sequence[Branch], model: nn.Module) -> tuple[ChannelGraph, nn.Module]:
+        emptied = without(model, gone)
+        return trace(emptied, self.inputs), emptied
+
+    def _select_without(self, gone: Sequence[Branch], scores: Mapping[str, Any], full: Widths, strict: bool) -> Keep:
+        rest, _ = self._rest(gone, self._model)
+        keep = rest.select({name: s for name, s in scores.items() if name in rest.groups},
+                           {name: w for name, w in full.items() if name in rest.groups}, strict=strict)  # fmt: skip
+        return {name: keep.get(name, []) for name in self.groups}
+
+    def _kept_only(self, keep: Mapping[str, Any]) -> Channels:
+        """The channels with every one that is not kept moved to a cell of its own."""
+        cell = np.where(self._dropped(keep), np.uint64(1), self._channels.cell)
+        return Channels(self._channels.tracer, self._channels.of_label, cell, self._channels.first)
+
+    def _dropped(self, keep: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+        dropped = np.zeros(len(self._channels.cell), bool)
+        for group, given in keep.items():
+            for layer, chosen in (given if isinstance(given, Mapping) else {group: given}).items():
+                if layer not in self._makers:
+                    raise InvalidWidths(f"no layer named {layer!r} to keep channels of{suggestion(layer, self._makers)}")
+                channels = self._channel_list(layer)
+                kept = np.asarray(chosen, dtype=np.int64)
+                outside = len(kept) and not 0 <= kept.min() <= kept.max() < len(channels)
+                if outside or len(np.unique(kept)) != len(kept):
+                    raise InvalidWidths(f"{layer}: kept indices must be distinct and within 0..{len(channels) - 1}")
+                dropped[np.setdiff1d(channels, channels[kept])] = True
+        return dropped
+
+    def _widths_of(self, keep: Mapping[str, Any]) -> Widths:
+        if unknown := keep.keys() - self.groups.keys():
+            raise InvalidWidths(f"no group named {sorted(unknown)[0]!r}{suggestion(sorted(unknown)[0], self.groups)}")
+        return {group: len(given[group] if isinstance(given, Mapping) else given) for group, given in keep.items()}
+
+
+def _peak(prices: pricing.Prices, values: list[int]) -> int:
+    """Most bytes of activations alive at one operator."""
+    alive = np.zeros(len(prices.ops) + 1)
+    for born, dies, term in pricing.storages(prices):
+        size = float(term.product[0])
+        for form in term.product[1]:
+            size *= float(form.at(values))
+        alive[born : dies + 1] += size * BYTES
+    return int(alive.max())
+
+
+def operator_table(graph: ChannelGraph, widths: Mapping[str, int] | None) -> pd.DataFrame:
+    """The rows of `layers`, at the present or other widths."""
+    tracer = graph._first if widths is None else graph._tracer
+    values = [s.value for s in tracer.sizes.symbols]
+    if widths is not None:
+        full = graph.check(widths)
+        values = values_at(tracer, {s: full[graph._names[s]] for s in graph._symbols})
+    parameters = {name for name, _ in graph._model.named_parameters()}
+    seen: set[str] = set()
+    rows = []
+    for op in tracer.ops[: tracer.eval_ops]:
+        if op.is_view and not op.inputs:
+            continue
+        own = [w for w in op.weights if w in parameters and w not in seen]
+        seen.update(own)
+        ins = [_shape(sides, values) for sides, is_weight in zip(op.in_sides, op.reads_weight, strict=True) if not is_weight]
+        outs = [_shape(sides, values) for sides in op.out_sides]
+        counted = pricing.is_counted(op)
+        weights = sum(int(np.prod(_shape(tracer.parameter_sides[w], values))) for w in op.weights)
+        macs = op.macs[0]
+        for form in op.macs[1]:
+            macs *= form.at(values)
+        elements = [int(np.prod(s)) for s in ins], [int(np.prod(s)) for s in outs]
+        rows.append({
+            "name": op.path, "op": op.kind, "aten": op.name, "in_shapes": ins, "out_shapes": outs,
+            "params": sum(int(np.prod(_shape(tracer.parameter_sides[w], values))) for w in own),
+            "macs": int(macs), "flops": 2 * int(macs), "activations": elements[1][0] if counted else 0,
+            "memory_access": sum(elements[0]) + elements[1][0] + weights if counted else 0,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _shape(sides: Sequence[int | Side], values: list[int]) -> tuple[int, ...]:
+    return tuple(int(s.form.at(values)) if isinstance(s, Side) else s for s in sides)

@@ -1,0 +1,205 @@
+"""Pricing: every cost as matrix products over group widths, exact to the unit for a million candidates a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import lcm
+
+import numpy as np
+import numpy.typing as npt
+
+from .costs import BYTES, EnergyTable
+from .sizes import Linear, constant
+from .tracer import Operator, Product, Sides, Tracer, numel
+
+Widths = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+CHUNK = 4096  # candidates priced at once, so that the intermediate rows stay in the cache
+COUNTED = ("conv", "linear", "matrix product", "attention")
+
+
+@dataclass
+class Term:
+    """A constant times a product of sizes, which vanishes when one of the branches it belongs to is removed."""
+
+    product: Product
+    branches: frozenset[int] = frozenset()
+
+
+class Quadratic:
+    """A sum of terms of degree two at most, in the group widths: w -> (w, 1) Q (w, 1) / scale, exact in doubles."""
+
+    def __init__(self, terms: Iterable[Term], symbols: Sequence[int]) -> None:
+        column = {symbol: i for i, symbol in enumerate(symbols)}
+        n = len(symbols)
+        entries: dict[tuple[int, int], Fraction] = {}
+        for term in terms:
+            number, forms = _folded(term.product)
+            if len(forms) > 2:
+                raise ValueError(f"a cost of degree {len(forms)}")
+            rows = [[(column[s], Fraction(c)) for s, c in f.terms.items()] + [(n, Fraction(f.constant))] for f in forms]
+            rows += [[(n, Fraction(1))]] * (2 - len(rows))
+            for i, a in rows[0]:
+                for j, b in rows[1]:
+                    key = (min(i, j), max(i, j))
+                    entries[key] = entries.get(key, Fraction(0)) + number * a * b
+        self.scale = lcm(1, *(value.denominator for value in entries.values()))
+        matrix = np.zeros((n + 1, n + 1))
+        for (i, j), value in entries.items():
+            matrix[i, j] = float(value * self.scale)
+        self.square, self.linear, self.constant = matrix[:n, :n], matrix[:n, n] + matrix[n, :n], matrix[n, n]
+
+    def at(self, widths: Floats) -> Floats:
+        """[N, G] -> [N]; sums of whole numbers below 2^53, so nothing is rounded."""
+        values = np.einsum("ng,ng->n", widths @ self.square + self.linear, widths) + self.constant
+        return values / self.scale if self.scale > 1 else values
+
+
+def _folded(product: Product) -> tuple[Fraction, list[Linear]]:
+    """The product with constant factors multiplied out."""
+    number, forms = Fraction(product[0]), []
+    for form in product[1]:
+        if form.terms:
+            forms.append(form)
+        else:
+            number *= form.constant
+    return number, forms
+
+
+class Prices:
+    """All costs of a traced model as functions of its group widths."""
+
+    def __init__(self, tracer: Tracer, symbols: Sequence[int], branch_of_op: dict[int, set[int]],
+                 branch_of_parameter: dict[str, set[int]], parameters: Sequence[str]) -> None:  # fmt: skip
+        self.tracer, self.symbols = tracer, list(symbols)
+        self.branch_of_op = branch_of_op
+        self.ops = tracer.ops[: tracer.eval_ops]
+        self.parameter_terms = {
+            name: Term(self._product(tracer.parameter_sides[name]), frozenset(branch_of_parameter.get(name, ())))
+            for name in parameters
+        }
+
+    def reduced(self, product: Product) -> Product:
+        """The product in free widths only."""
+        return product[0], tuple(self.tracer.sizes.reduce(form) for form in product[1])
+
+    def _product(self, sides: Sides) -> Product:
+        return self.reduced(numel(sides))
+
+    def _branches(self, number: int) -> frozenset[int]:
+        return frozenset(self.branch_of_op.get(number, ()))
+
+    def terms(self, column: str) -> list[Term]:
+        """The terms of a cost, one or more an operator or parameter."""
+        if column == "params":
+            return list(self.parameter_terms.values())
+        terms = []
+        for number, op in enumerate(self.ops):
+            if not is_counted(op):
+                continue
+            branches = self._branches(number)
+            if column == "macs":
+                terms.append(Term(self.reduced(op.macs), branches))
+            elif column == "activations":
+                terms.append(Term(self._product(op.out_sides[0]), branches))
+            elif column == "activation_access":
+                terms += [Term(self._product(s), branches) for s in activations_in(op) + [op.out_sides[0]]]
+            elif column == "weight_reads":
+                terms += [self._weight(name, branches) for name in op.weights]
+            else:
+                raise KeyError(column)
+        return terms
+
+    def _weight(self, name: str, branches: frozenset[int]) -> Term:
+        product = self.parameter_terms[name].product if name in self.parameter_terms else self._product(
+            self.tracer.parameter_sides[name])  # fmt: skip
+        return Term(product, branches)
+
+    def quadratic(self, column: str, removed: frozenset[int] = frozenset()) -> Quadratic:
+        """A cost as a matrix, with the terms of removed branches left out."""
+        return Quadratic([t for t in self.terms(column) if not t.branches & removed], self.symbols)
+
+    @cached_property
+    def _storage(self) -> list[tuple[int, int, Term]]:
+        return storages(self)
+
+    def memory_rows(self) -> tuple[Floats, Floats]:
+        """Rows (linear in the widths) of bytes alive at each operator: matrix [T, G] and constants [T]."""
+        n = len(self.symbols)
+        column = {symbol: i for i, symbol in enumerate(self.symbols)}
+        matrix, constants = np.zeros((len(self.ops) + 1, n)), np.zeros(len(self.ops) + 1)
+        for born, dies, term in self._storage:
+            number, forms = _folded(term.product)
+            form = (forms[0] if forms else constant(1)) * number
+            for extra in forms[1:]:  # two varying sides in one activation: fixed at what they are
+                form = form * self.tracer.sizes.value(extra)
+            row = np.zeros(n)
+            for symbol, c in form.terms.items():
+                row[column[symbol]] = float(c)
+            matrix[born : dies + 1] += row * BYTES
+            constants[born : dies + 1] += float(form.constant) * BYTES
+        keep = _not_dominated(matrix, constants)
+        return matrix[keep], constants[keep]
+
+
+def _not_dominated(matrix: Floats, constants: Floats) -> npt.NDArray[np.intp]:
+    """Rows that may hold the maximum: duplicates are dropped."""
+    _, first = np.unique(np.column_stack([matrix, constants]), axis=0, return_index=True)
+    return first
+
+
+def is_counted(op: Operator) -> bool:
+    """Whether the operator's MACs, activations and memory access count."""
+    return op.macs[0] != 0
+
+
+def activations_in(op: Operator) -> list[Sides]:
+    """Sides of the activations that the operator reads (weights left out)."""
+    return [sides for sides, is_weight in zip(op.in_sides, op.reads_weight, strict=True) if not is_weight]
+
+
+def storages(prices: Prices) -> list[tuple[int, int, Term]]:
+    """(first operator, last operator, size) of every activation in memory: views and in-place results share one."""
+    root: dict[int, int] = {}
+    born: dict[int, int] = {}
+    dies: dict[int, int] = {}
+    size: dict[int, Term] = {}
+
+    def find(number: int) -> int:
+        while root.get(number, number) != number:
+            number = root[number]
+        return number
+
+    for at, op in enumerate(prices.ops):
+        for number, sides in zip(op.inputs, [s for s, w in zip(op.in_sides, op.reads_weight, strict=True) if not w],
+                                 strict=True):  # fmt: skip
+            base = find(number)
+            if base not in born:  # the image, or a constant that the model holds
+                born[base], size[base] = 0, Term(prices._product(sides))
+            dies[base] = at
+        for number, sides in zip(op.outputs, op.out_sides, strict=True):
+            if op.is_view and op.inputs:
+                root[number] = find(op.inputs[0]) if number != op.inputs[0] else number
+                continue
+            if op.is_view or number in born or root.get(number, number) != number:
+                dies[find(number)] = at
+                continue
+            born[number], dies[number], size[number] = at, at, Term(prices._product(sides))
+    last = len(prices.ops)
+    for number in prices.tracer.output_numbers:
+        if find(number) in dies:
+            dies[find(number)] = last
+    return [(born[n], dies[n], size[n]) for n in born]
+
+
+def energy(macs: Floats, weight_reads: Floats, activation_access: Floats, table: EnergyTable) -> Floats:
+    """Microjoules of one forward pass."""
+    picojoules = (macs * table.mac_pj + weight_reads * table.weight_read_pj
+                  + activation_access * table.activation_access_pj)  # fmt: skip
+    return picojoules * 1e-6
+
+
+__all__ = ["Prices", "Quadratic", "Term", "energy"]

@@ -1,0 +1,135 @@
+"""Sizes as linear forms in layer widths, and the equations between them that a trace collects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+
+Number = int | Fraction
+
+SLACK, PARAMETER, WIDTH = range(3)  # what is solved for first: amounts of padding, parameter sides, made channels
+
+
+class Linear:
+    """An immutable linear form `sum of coefficient * symbol + constant`."""
+
+    __slots__ = ("constant", "terms")
+
+    def __init__(self, terms: Mapping[int, Number], constant: Number = 0) -> None:
+        self.terms = {symbol: _whole(c) for symbol, c in terms.items() if c}
+        self.constant = _whole(constant)
+
+    def __add__(self, other: Linear) -> Linear:
+        terms = dict(self.terms)
+        for symbol, c in other.terms.items():
+            terms[symbol] = terms.get(symbol, 0) + c
+        return Linear(terms, self.constant + other.constant)
+
+    def __mul__(self, factor: Number) -> Linear:
+        if factor == 1:
+            return self
+        return Linear({symbol: c * factor for symbol, c in self.terms.items()}, self.constant * factor)
+
+    def __sub__(self, other: Linear) -> Linear:
+        return self + other * -1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Linear) and self.terms == other.terms and self.constant == other.constant
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.terms.items()), self.constant))
+
+    @property
+    def denominator(self) -> int:
+        """Least common denominator of all coefficients."""
+        return lcm(*(Fraction(c).denominator for c in (*self.terms.values(), self.constant)))
+
+    def at(self, values: Mapping[int, int] | list[int]) -> Number:
+        """The form's value."""
+        return _whole(sum((c * values[symbol] for symbol, c in self.terms.items()), self.constant))
+
+
+def _whole(number: Number) -> Number:
+    return number.numerator if isinstance(number, Fraction) and number.denominator == 1 else number
+
+
+def constant(value: int) -> Linear:
+    """The form that is always `value`."""
+    return Linear({}, value)
+
+
+@dataclass
+class Symbol:
+    """One unknown size: its value in the traced model, what kind it is, and the parameter side it stands for."""
+
+    value: int
+    kind: int
+    name: str
+    order: int = 0  # when a layer first made channels of it
+
+
+class Sizes:
+    """Symbols and the linear equations found between them, kept solved by substitution."""
+
+    def __init__(self) -> None:
+        self.symbols: list[Symbol] = []
+        self.solved: dict[int, Linear] = {}
+        self.frozen: dict[int, str] = {}  # symbol -> why its size cannot vary
+        self.whole: dict[Linear, str] = {}  # forms that must be whole and positive -> which constraint that is
+        self._widths = 0
+
+    def new(self, value: int, kind: int, name: str = "") -> Linear:
+        """A fresh symbol of that present value."""
+        self.symbols.append(Symbol(value, kind, name))
+        return Linear({len(self.symbols) - 1: 1})
+
+    def make_width(self, form: Linear, name: str) -> None:
+        """Note that a layer makes as many channels as the form says: a lone symbol becomes a width of that name."""
+        if len(form.terms) == 1 and not form.constant:
+            symbol = self.symbols[next(iter(form.terms))]
+            if symbol.kind != WIDTH:
+                self._widths += 1
+                symbol.kind, symbol.name, symbol.order = WIDTH, name, self._widths
+
+    def reduce(self, form: Linear) -> Linear:
+        """The form in unsolved symbols only."""
+        while stale := [s for s in form.terms if s in self.solved]:
+            for symbol in stale:
+                solution = self.reduce(self.solved[symbol])
+                self.solved[symbol] = solution
+                c = form.terms[symbol]
+                rest = {s: k for s, k in form.terms.items() if s != symbol}
+                form = Linear(rest, form.constant) + solution * c
+        return form
+
+    def equate(self, a: Linear, b: Linear, why: str) -> None:
+        """Add the equation a == b; a width that it ties to a constant is frozen for the reason given."""
+        difference = self.reduce(a) - self.reduce(b)
+        if not difference.terms:
+            return
+        symbol = min(difference.terms, key=self._eliminated_first)
+        c = difference.terms[symbol]
+        rest = Linear({s: k for s, k in difference.terms.items() if s != symbol}, difference.constant)
+        self.solved[symbol] = rest * Fraction(-1, 1) * (1 / Fraction(c))
+        if not rest.terms and self.symbols[symbol].kind == WIDTH:
+            self.frozen[symbol] = why
+
+    def _eliminated_first(self, symbol: int) -> tuple[int, int]:
+        entry = self.symbols[symbol]
+        return entry.kind, -entry.order if entry.kind == WIDTH else -symbol
+
+    def freeze(self, form: Linear, why: str) -> None:
+        """Fix every size that the form depends on."""
+        for symbol in self.reduce(form).terms:
+            if symbol not in self.solved:
+                self.equate(Linear({symbol: 1}), constant(self.symbols[symbol].value), why)
+
+    def must_be_whole(self, form: Linear, why: str) -> None:
+        """Require that the form stays a positive whole number."""
+        self.whole.setdefault(form, why)
+
+    def value(self, form: Linear) -> int:
+        """The form's value in the traced model."""
+        return int(form.at([s.value for s in self.symbols]))

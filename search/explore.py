@@ -1,0 +1,84 @@
+"""The trials of one study, until there are enough of them: alone or beside other processes, before or after a kill."""
+
+from __future__ import annotations
+
+import time
+
+import optuna
+from optuna.storages import RDBStorage
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import InvalidRun
+from ..training.loop import DivergedTraining
+from .objective import Objective
+from .plan import Plan
+from .studies import SeededSampler, is_of_this_machine, open_study, quiet, running, spent, take_up_lost_trials
+
+POLL_SECONDS = 0.5  # between looks at what the other processes do
+
+
+def study_of(plan: Plan, default_storage: str) -> optuna.Study:
+    """The plan's study, begun with the uniform-width network as its first trial; raises InvalidRun."""
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=(plan.short_recipe.epochs + 1) // 2)
+    storage = default_storage if plan.storage is None else plan.storage
+    return open_study(plan.study_name, storage, plan.sampler or SeededSampler(plan.seed), plan.pruner or pruner)
+
+
+def explore(plan: Plan, study: optuna.Study, objective: Objective) -> bool:
+    """Run trials until the plan's number is spent or its time is over; False when Ctrl-C ended it.
+
+    Trials that other live processes are running count, and are waited for at the end. Raises InvalidRun when the
+    storage can no longer be written.
+    """
+    began = time.monotonic()
+    with quiet(), _bar(plan) as bar:
+        task = bar.add_task("search", total=plan.trials, best="")
+        try:
+            if not study.get_trials(deepcopy=False):
+                study.enqueue_trial(objective.space.default_parameters)
+            while _work_is_left(plan, study):
+                if plan.timeout is not None and time.monotonic() - began > plan.timeout:
+                    break
+                study.optimize(objective, n_trials=1, catch=(DivergedTraining,))
+                bar.update(task, completed=len(spent(study.get_trials(deepcopy=False))), best=_best(study))
+        except KeyboardInterrupt:
+            return False
+        except optuna.exceptions.StorageInternalError as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise InvalidRun(
+                f"the study can no longer be written ({reason}); finished trials are kept: give it room and run again"
+            ) from None
+    return True
+
+
+def _work_is_left(plan: Plan, study: optuna.Study) -> bool:
+    """Whether this process may begin another trial; waits for the last trials of other processes."""
+    heartbeats = plan.storage is None or isinstance(plan.storage, str | RDBStorage)
+    while True:
+        take_up_lost_trials(study)
+        under_way = running(study)
+        done = len(spent(study.get_trials(deepcopy=False)))
+        if done + len(under_way) < plan.trials:
+            return True
+        # Without heartbeats nobody can tell whether another machine still lives.
+        if done >= plan.trials or not any(heartbeats or is_of_this_machine(trial) for trial in under_way):
+            return False
+        time.sleep(POLL_SECONDS)
+
+
+def _best(study: optuna.Study) -> str:
+    values = [trial.value for trial in spent(study.get_trials(deepcopy=False)) if trial.value is not None]
+    return f"best {max(values):.2%}" if values else ""
+
+
+def _bar(plan: Plan) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+    )
+    return Progress(*columns, console=Console(stderr=True), disable=not plan.progress)

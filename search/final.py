@@ -1,0 +1,112 @@
+"""After the trials: the best network and the uniform-width one, trained alike to the end, saved and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from torch import Tensor, nn
+
+from ..graph.channel_graph import trace
+from ..training.evaluate import evaluate
+from ..training.loop import fit
+from ..training.result import Result, provenance
+from ..training.saved import RESULT_NAME, save_model
+from ..zoo.architecture import Architecture
+from .compare import Difference, paired_difference
+from .inherit import Parent
+from .objective import begin
+from .plan import Plan
+from .space import Space
+from .studies import ARCHITECTURE
+
+UNIFORM = "uniform"  # the folder of the uniform-width network, in the search's
+CHECKPOINTS = "checkpoints"  # kept, so that a search with more trials need not train the same network again
+EXAMPLES = 32  # validation images on which the ONNX file is compared with PyTorch
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The results of the best and the uniform-width network, and the difference, None where they are one network."""
+
+    best: Result
+    uniform: Result
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    model: nn.Module
+    result: Result
+    correct: Tensor  # bool [test images]
+
+
+def finish(plan: Plan, space: Space, study: optuna.Study, parent: Parent | None, folder: Path) -> Finished:
+    """Train both by the final recipe, test them once, save and compare; read them where that has been done.
+
+    A training that was stopped goes on at its last epoch. `result.json` is written last.
+    """
+    trial = study.best_trial
+    best = Architecture.from_json(json.dumps(trial.user_attrs[ARCHITECTURE]))
+    uniform = space.uniform.architecture
+    if (finished := _read(folder, best, uniform)) is not None:
+        return finished
+    plain = _train(plan, uniform, parent, folder)
+    winner = plain if best == uniform else _train(plan, best, parent, folder)
+    difference = None if best == uniform else paired_difference(winner.correct, plain.correct)
+    record = {
+        "study": plan.study_name,
+        "budget": plan.budget.to_dict(),
+        "trial_recipe": asdict(plan.short_recipe),
+        "weights": None if plan.weights is None else str(plan.weights),
+        "difference": None if difference is None else difference.to_dict(),
+    }
+    spending = {name: trial.user_attrs[name] for name in ("share", "reason")}
+    _save(plan, plain, folder / UNIFORM, {"role": "uniform widths", **record})
+    chosen = {"role": "best trial", "trial": trial.number, "trial_value": trial.value, **spending}
+    _save(plan, winner, folder, {**chosen, **record, "uniform_test_accuracy": plain.result.accuracy["test"]})
+    found = _read(folder, best, uniform)
+    assert found is not None
+    return found
+
+
+def _train(plan: Plan, architecture: Architecture, parent: Parent | None, folder: Path) -> _Trained:
+    recipe, data = plan.final_recipe, plan.data_at(architecture.resolution)
+    model = begin(architecture, recipe.seed, parent)
+    checkpoints = folder / CHECKPOINTS / architecture.key
+    history = fit(model, data, recipe, checkpoint_dir=checkpoints, progress=plan.progress)
+    model.cpu()
+    score = evaluate(model, data.test, data.info)
+    result = Result(
+        architecture,
+        recipe,
+        {"validation": history.val_accuracy, "test": score.accuracy},
+        asdict(trace(model, architecture.input_shape).price()),
+        provenance(data.info, seed=recipe.seed, seconds=history.seconds, source=plan.data_source),
+    )
+    return _Trained(model, result, score.correct)
+
+
+def _save(plan: Plan, trained: _Trained, folder: Path, search: Mapping[str, Any]) -> None:
+    architecture = trained.result.architecture
+    assert architecture is not None
+    data = plan.data_at(architecture.resolution)
+    result = replace(trained.result, provenance={**trained.result.provenance, "search": dict(search)})
+    examples = data.info.normalise(data.val.images[:EXAMPLES])
+    save_model(folder, trained.model, architecture, data.info, result, example=examples, overwrite=True)
+
+
+def _read(folder: Path, best: Architecture, uniform: Architecture) -> Finished | None:
+    """What an earlier run has finished, unless more trials have found another best network since."""
+    files = [folder / RESULT_NAME, folder / UNIFORM / RESULT_NAME]
+    if not all(file.exists() for file in files):
+        return None
+    first, second = (Result.from_json(file.read_text(encoding="utf-8")) for file in files)
+    if (first.architecture, second.architecture) != (best, uniform):
+        return None
+    difference = first.provenance["search"]["difference"]
+    return Finished(first, second, None if difference is None else Difference.from_dict(difference))

@@ -1,0 +1,82 @@
+"""What a search found: its trials as a table, the Pareto front, and the networks trained to the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from ..training.result import Result
+from .compare import Difference
+from .studies import ARCHITECTURE, DUPLICATE_OF, ERROR, KEY
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+ATTRIBUTES = ("params", "macs", "share", "reason", "epochs", "seconds", DUPLICATE_OF, "retry_of", ERROR, KEY)
+COSTS = ("macs", "params")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The best network and the uniform-width one beside it, with every trial.
+
+    `difference` is best minus uniform on the test images; None when the best network is the uniform one.
+    `trials` has a row per trial, `pareto` those that no other beats in both validation accuracy and cost.
+    """
+
+    out: Path
+    best: Result
+    uniform: Result
+    difference: Difference | None
+    trials: pd.DataFrame
+    pareto: pd.DataFrame
+
+    def __str__(self) -> str:
+        best, uniform = self.best.accuracy["test"], self.uniform.accuracy["test"]
+        lines = [f"best network: {best:.2%} of the test images, in {self.out}"]
+        if self.difference is None:
+            return f"{lines[0]}\nit is the uniform-width network itself: no trial was better on the validation images"
+        return f"{lines[0]}\nuniform widths: {uniform:.2%}, in {self.out / 'uniform'}\ndifference: {self.difference}"
+
+
+def trials_table(study: optuna.Study) -> pd.DataFrame:
+    """One row per trial; numbers and text only, so that it survives as CSV.
+
+    state, value (validation accuracy), costs, share of the tightest limit and why not more, duplicate_of, seconds, the
+    network's key and JSON with all widths, and Optuna's parameters. A trial whose process was lost has state `lost`.
+    """
+    return pd.DataFrame([_row(trial) for trial in study.get_trials(deepcopy=False)])
+
+
+def pareto(trials: pd.DataFrame, costs: tuple[str, ...] = COSTS) -> pd.DataFrame:
+    """Complete trials that no other equals or beats in value and all costs at once, cheapest first."""
+    if trials.empty:
+        return trials
+    complete = trials[(trials["state"] == "complete") & trials[DUPLICATE_OF].isna()]
+    points = complete[["value", *costs]].to_numpy(dtype=float)
+    points[:, 0] *= -1  # less is better in every column
+    kept = [i for i, p in enumerate(points) if not ((points <= p).all(axis=1) & (points < p).any(axis=1)).any()]
+    return complete.iloc[kept].sort_values([*costs, "value"], ignore_index=True)
+
+
+def _row(trial: FrozenTrial) -> dict[str, object]:
+    attributes = trial.user_attrs
+    failed = trial.state == TrialState.FAIL and ERROR not in attributes
+    row: dict[str, object] = {
+        "trial": trial.number,
+        "state": "lost" if failed else STATES[trial.state],
+        "value": trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+    }
+    row |= {name: attributes.get(name) for name in ATTRIBUTES}
+    if ARCHITECTURE in attributes:
+        row["architecture"] = json.dumps(attributes[ARCHITECTURE], sort_keys=True)
+    return row | dict(trial.params)

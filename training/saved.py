@@ -1,0 +1,126 @@
+"""What a run leaves behind: best.json, best.safetensors and best.onnx, each enough to use the model alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import InvalidRun, InvalidSetting, WeightsMismatch
+from ..profiler.export import export_onnx
+from ..zoo.architecture import Architecture
+from .data import DataInfo
+from .folder import write_text, write_with
+from .result import Result
+from .state import load_state, state_of
+
+KEY = "pocketzoo"  # of the record in a file's metadata
+JSON_NAME, WEIGHTS_NAME, ONNX_NAME, RESULT_NAME = "best.json", "best.safetensors", "best.onnx", "result.json"
+
+
+def save_model(
+    out: str | Path,
+    model: nn.Module,
+    architecture: Architecture,
+    info: DataInfo,
+    result: Result | None = None,
+    *,
+    example: Tensor | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write best.json, best.safetensors, best.onnx and, with a result, result.json; the folder.
+
+    Each file carries the Architecture and `info` (class names, resolution, mean, deviation, resize rule). The ONNX
+    file is checked on `example`, normalised images as float [N, C, H, W]. Raises InvalidRun when the folder cannot be
+    written or already holds a model and `overwrite` is not set, ExportMismatch when ONNX Runtime disagrees.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRun(f"cannot use {folder} as the output folder: {error.strerror or error}") from None
+    if not overwrite and (folder / WEIGHTS_NAME).exists():
+        raise InvalidRun(f"{folder} already holds a trained model; give another folder, or remove this one")
+    record = describe(architecture, info)
+    export_onnx(model, architecture.input_shape, folder / ONNX_NAME, {KEY: record}, example)
+    save_weights(folder / WEIGHTS_NAME, model, architecture, info)
+    write_text(folder / JSON_NAME, json.dumps(json.loads(record), indent=1, sort_keys=True) + "\n")
+    if result is not None:
+        write_text(folder / RESULT_NAME, result.to_json() + "\n")
+    return folder
+
+
+def save_weights(path: str | Path, model: nn.Module, architecture: Architecture, info: DataInfo) -> None:
+    """Write one safetensors file that `load` can use alone; raises InvalidRun when it cannot be written."""
+    metadata = {"format": "pt", KEY: describe(architecture, info)}
+    write_with(Path(path), lambda temporary: save_file(state_of(model), temporary, metadata))
+
+
+def describe(architecture: Architecture, info: DataInfo) -> str:
+    """The Architecture's JSON with one more entry, `data`."""
+    return json.dumps({**json.loads(architecture.to_json()), "data": info.to_dict()}, sort_keys=True)
+
+
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> nn.Module:
+    """The trained model of a run's folder or of a safetensors file of ours, in eval mode, on the CPU.
+
+    A network that is not the zoo's is built by importing its `module:factory`, so only when `trust` names it.
+    Raises InvalidRun for what is no run, WeightsMismatch for a damaged file or weights that do not fit.
+    """
+    return load_with_info(path, trust=trust)[0]
+
+
+def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.Module, Architecture, DataInfo]:
+    """As `load`, with the Architecture and what it takes to prepare images."""
+    file = weights_file(path)
+    text, tensors = _read(file)
+    architecture, info = read_description(text, file)
+    if architecture.is_foreign and architecture.family not in trust:
+        raise InvalidRun(
+            f"{file} was made by {architecture.family!r}, whose code would be imported; "
+            f"if you trust it, give trust=[{architecture.family!r}]"
+        )
+    with torch.random.fork_rng([]):
+        model = architecture.build()
+    load_state(model, tensors, str(file))
+    return model.eval(), architecture, info
+
+
+def weights_file(path: str | Path) -> Path:
+    """The safetensors file of a run's folder, or the file itself; raises InvalidRun when there is none."""
+    file = Path(path)
+    if file.is_dir():
+        if not (file / WEIGHTS_NAME).exists():
+            raise InvalidRun(f"{file} holds no {WEIGHTS_NAME}; expected the folder of a finished training or search")
+        return file / WEIGHTS_NAME
+    if not file.exists():
+        raise InvalidRun(f"there is no {file}; expected the folder of a run, or a safetensors file of ours")
+    return file
+
+
+def read_description(text: str, file: Path) -> tuple[Architecture, DataInfo]:
+    """(Architecture, DataInfo) from `describe`'s text; raises InvalidRun naming the file."""
+    try:
+        record: dict[str, Any] = json.loads(text)
+        info = DataInfo.from_dict(record.pop("data"))
+        return Architecture.from_json(json.dumps(record)), info
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidSetting) as error:
+        raise InvalidRun(f"{file} does not say what model it holds ({error}); train or save it again") from None
+
+
+def _read(file: Path) -> tuple[str, dict[str, Tensor]]:
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsMismatch(f"{file} is damaged or no safetensors file ({error}); copy or save it again") from None
+    if KEY not in metadata:
+        raise InvalidRun(f"{file} was not written by pocketzoo: it does not say what model its weights belong to")
+    return metadata[KEY], tensors
