@@ -19,8 +19,12 @@ _PUBLIC = {
     "profiler.report": ["profile"],
     "search.budget": ["Budget"],
     "search.run": ["run_search"],
-    "training.saved": ["load"],
+    "search.outcome": ["Study"],
+    "training.data": ["load_data"],
+    "training.recipe": ["Recipe"],
     "training.result": ["Result"],
+    "training.run": ["evaluate_run", "predict", "train"],
+    "training.saved": ["load"],
     "errors": [
         "BudgetTooSmall",
         "InvalidBudget",

@@ -104,7 +104,7 @@ def _by_cell(channels: Channels) -> dict[int, Indices]:
     """Channels of each cell, in the order of their first labels."""
     order = np.lexsort((channels.first, channels.cell))
     cells, starts = np.unique(channels.cell[order], return_index=True)
-    return dict(zip(cells.tolist(), np.split(order, starts[1:]), strict=True))
+    return dict(zip(cells.tolist(), np.split(order, starts[1:]) if len(cells) else [], strict=True))
 
 
 def positions(original: Indices, target: Indices, source: Indices) -> Indices:

@@ -122,8 +122,8 @@ class ChannelGraph:
     def _constraint_rows(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Linear forms that must be whole and positive: scaled integer rows, constants, and scales."""
         sizes = self._tracer.sizes
-        forms = {sizes.reduce(f) for f in sizes.whole}
-        forms |= {sizes.reduce(s.form) for sides in self._tracer.parameter_sides.values() for s in sides
+        forms = {sizes.reduce_to(f, set(self._symbols)) for f in sizes.whole}
+        forms |= {sizes.reduce_to(s.form, set(self._symbols)) for sides in self._tracer.parameter_sides.values() for s in sides
                   if isinstance(s, Side)}  # fmt: skip
         varying = [f for f in forms if f.terms]
         column = {s: i for i, s in enumerate(self._symbols)}
@@ -298,7 +298,7 @@ class ChannelGraph:
         makers = {}
         for symbol, maker in self._names.items():
             form = self._tracer.sizes.reduce(Linear({symbol: 1}))
-            groups = [self._names[s] for s in sorted(form.terms, key=self._symbols.index)]
+            groups = [self._names[s] for s in self._symbols if s in form.terms]
             if groups:
                 makers[maker] = (*symbol_of[symbol], groups)
         return makers

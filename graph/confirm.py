@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import lcm
 
 from torch import nn
 
 from . import layer_rules, movement_rules  # noqa: F401  (they register how operators are answered)
-from .sizes import WIDTH, Linear, Number
-from .tracer import Clash, Shape, Side, Tracer
+from .sizes import WIDTH, Linear, Number, Sizes
+from .tracer import Clash, Operator, Shape, Side, Tracer
 
 
 def follow(model: nn.Module, inputs: Sequence[Shape], readings: Mapping[int, int] | None = None) -> Tracer:
@@ -17,6 +18,32 @@ def follow(model: nn.Module, inputs: Sequence[Shape], readings: Mapping[int, int
     tracer = Tracer(model, readings=readings)
     run_passes(tracer, inputs)
     return tracer
+
+
+def ambiguous_views(model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> dict[int, int]:
+    """How views that split a side in equal numbers are to be read, found before a wrong reading freezes anything."""
+    doubtful = {i for i, op in enumerate(first.ops) if op.kind == "view" and op.alternatives and _has_equal_sides(op)}
+    readings = dict(first.readings)
+    while doubtful:
+        lenient = Tracer(model, readings=readings, sizes=Sizes(lenient=True))
+        lenient.run(inputs)
+        values = values_at(lenient, _other_widths(lenient, free_widths(lenient)))
+        second = Tracer(model, shapes_at(lenient, values), reference=lenient, values=values)
+        with suppress(Clash):  # of what will be frozen; only what was misread on the way matters here
+            second.run(inputs)
+        misread = doubtful & set(second.misread)
+        if not misread:
+            break
+        for number in misread:
+            readings[number] = readings.get(number, 0) + 1
+    return readings
+
+
+def _has_equal_sides(op: Operator) -> bool:
+    """Whether a view leaves open which of two sides of one size carries the channels."""
+    sizes = [n for n in op.out_shapes[0] if n > 1]
+    varying = any(isinstance(side, Side) for side in op.in_sides[0])
+    return varying and len(set(sizes)) < len(sizes) and len(op.out_shapes[0]) > len(op.in_shapes[0])
 
 
 def run_passes(tracer: Tracer, inputs: Sequence[Shape]) -> None:
@@ -61,7 +88,9 @@ def free_widths(tracer: Tracer) -> list[int]:
 
 def confirmed(model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> Tracer:
     """The trace whose size rules hold at other widths too; what does not follow is frozen, and why is kept."""
-    tracer, readings = first, dict(first.readings)
+    tracer, readings = first, ambiguous_views(model, inputs, first)
+    if readings != first.readings:
+        tracer = follow(model, inputs, readings=readings)
     frozen: dict[int, str] = {}
     pads: set[int] = set()
     while widths := free_widths(tracer):

@@ -205,21 +205,21 @@ def _bias(t: Tracer, bias: Tensor | None, side: int | Side, line: Tensor | None)
 # -- matrix products -----------------------------------------------------------------------------------------------
 
 
-@rule("mm", "addmm")
+@rule("mm", "addmm", "bmm", "baddbmm")
 def matrix_product(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
-    bias, a, b = args if func._opname == "addmm" else (None, *args)
+    bias, a, b = args if "add" in func._opname else (None, *args)
     ai, bi = t.info(a), t.info(b)
-    if a.shape[1] != b.shape[0]:
-        raise Clash(len(t.ops), f"{a.shape[1]} features arrive where {b.shape[0]} are read, at {t.where()}")
-    out = empty([a.shape[0], b.shape[1]], a)
-    sides: Sides = (ai.sides[0], bi.sides[1])
+    if a.shape[-1] != b.shape[-2]:
+        raise Clash(len(t.ops), f"{a.shape[-1]} features arrive where {b.shape[-2]} are read, at {t.where()}")
+    out = empty([*a.shape[:-1], b.shape[-1]], a)
+    sides: Sides = (*ai.sides[:-1], bi.sides[-1])
     line = None
-    if bi.weight and not ai.weight:
-        t.unify(bi.sides[0], ai.sides[1], "read by a linear layer")
-        made = bi.sides[1]
-        if isinstance(made, Side):
-            t.sizes.make_width(made.form, _maker(sorted(bi.weight), t.path))
-        line, read, source = t.along(bi, 1), t.along(bi, 0), t.along(ai, 1)
+    linear = bool(bi.weight) and not ai.weight
+    if linear:
+        t.unify(bi.sides[-2], ai.sides[-1], "read by a linear layer")
+        if isinstance(sides[-1], Side):
+            t.sizes.make_width(sides[-1].form, _maker(sorted(bi.weight), t.path))
+        line, read, source = t.along(bi, b.dim() - 1), t.along(bi, b.dim() - 2), t.along(ai, a.dim() - 1)
         if source is not None:
             t.mark(len(t.ops), -1, source)
             if read is not None:
@@ -228,22 +228,11 @@ def matrix_product(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
         t.freeze_sides([*ai.sides, *bi.sides], f"matrix product of two activations at {t.path}")
         sides = tuple(out.shape)
     if bias is not None:
-        _bias(t, bias, sides[1], line)
-    t.know(out, Info(sides, t.channels_like(line, tuple(out.shape))))
-    macs = numel([*ai.sides, sides[1]])
-    t.record("mm", "linear" if bi.weight else "matrix product", [v for v in (a, b, bias) if v is not None], [out],
+        _bias(t, bias, sides[-1], line)
+    t.know(out, Info(sides, t.channels_like(line, tuple(out.shape), out.dim() - 1)))
+    macs = numel([*ai.sides, sides[-1]])
+    t.record("mm", "linear" if linear else "matrix product", [v for v in (a, b, bias) if v is not None], [out],
              macs=macs)  # fmt: skip
-    return out
-
-
-@rule("bmm", "baddbmm")
-def batched_matrix_product(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
-    a, b = args[-2:]
-    for operand in args:
-        t.freeze_sides(t.info(operand).sides, f"matrix product of two activations at {t.path}")
-    out = empty([a.shape[0], a.shape[1], b.shape[2]], a)
-    t.know(out, Info(tuple(out.shape)))
-    t.record("bmm", "matrix product", args, [out], macs=(prod(a.shape) * b.shape[2], ()))
     return out
 
 
@@ -417,20 +406,20 @@ def reduction(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
         t.freeze_sides(mixed, f"{func._opname} over channels at {t.path}")
     outs = list(result) if isinstance(result, tuple) else [result]
     sides = tuple(1 if d in reduced else s for d, s in enumerate(xi.sides) if keepdim or d not in reduced)
-    labels = [_reduced(label, reduced, keepdim) for label in xi.labels if not _varies(label, reduced)]
+    labels = [_reduced(t, label, reduced, keepdim) for label in xi.labels]
     for out in outs:
         t.know(out, Info(sides if len(sides) == out.dim() else tuple(out.shape), labels, xi.weight))
     t.record(func._opname, "pool" if x.dim() == 4 and reduced == {2, 3} else "reduction", [x], outs)
     return result
 
 
-def _varies(labels: Tensor, dims: set[int]) -> bool:
-    return any(labels.shape[d] > 1 and labels.stride(d) != 0 for d in dims)
-
-
-def _reduced(labels: Tensor, dims: set[int], keepdim: bool) -> Tensor:
+def _reduced(t: Tracer, labels: Tensor, dims: set[int], keepdim: bool) -> Tensor:
+    """Labels of what is left; channels that are reduced into one place go together."""
     for d in sorted(dims, reverse=True):
-        labels = labels.narrow(d, 0, 1) if keepdim else labels.select(d, 0)
+        first = labels.narrow(d, 0, 1)
+        if labels.shape[d] > 1 and labels.stride(d) != 0:
+            t.tie([first.expand_as(labels)], [labels])
+        labels = first if keepdim else first.squeeze(d)
     return labels
 
 

@@ -41,8 +41,18 @@ def view(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     info = t.info(x)
     reading = t.readings.get(len(t.ops), 0)
     sides, alternatives = _viewed(t, info.sides, tuple(x.shape), tuple(out.shape), reading)
-    labels = [label.reshape(out.shape) for label in info.labels]
+    labels = [_constant_sides_flat(label.reshape(out.shape)) for label in info.labels]
     return moved(t, func, x, out, sides, labels, alternatives=alternatives)
+
+
+def _constant_sides_flat(labels: Tensor) -> Tensor:
+    """The labels with stride 0 along every side on which they do not change, which a copying reshape forgets."""
+    for d, n in enumerate(labels.shape):
+        if n > 1 and labels.stride(d) != 0:
+            first = labels.narrow(d, 0, 1)
+            if torch.equal(first.expand_as(labels), labels):
+                labels = first.expand_as(labels)
+    return labels
 
 
 def _viewed(
@@ -365,7 +375,7 @@ def shuffle(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     else:
         side = out.shape[1]
     sides: Sides = (info.sides[0], side, *out.shape[2:])
-    labels = [func(label.contiguous(), r) for label in info.labels]
+    labels = [_constant_sides_flat(func(label.contiguous(), r)) for label in info.labels]
     return moved(t, func, x, out, sides, labels, view=False)
 
 

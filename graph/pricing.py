@@ -75,6 +75,7 @@ class Prices:
     def __init__(self, tracer: Tracer, symbols: Sequence[int], branch_of_op: dict[int, set[int]],
                  branch_of_parameter: dict[str, set[int]], parameters: Sequence[str]) -> None:  # fmt: skip
         self.tracer, self.symbols = tracer, list(symbols)
+        self._group_symbols = frozenset(symbols)
         self.branch_of_op = branch_of_op
         self.ops = tracer.ops[: tracer.eval_ops]
         self.parameter_terms = {
@@ -83,8 +84,8 @@ class Prices:
         }
 
     def reduced(self, product: Product) -> Product:
-        """The product in free widths only."""
-        return product[0], tuple(self.tracer.sizes.reduce(form) for form in product[1])
+        """The product in group widths only; sizes that no group changes are what they are."""
+        return product[0], tuple(self.tracer.sizes.reduce_to(form, self._group_symbols) for form in product[1])
 
     def _product(self, sides: Sides) -> Product:
         return self.reduced(numel(sides))

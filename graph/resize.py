@@ -137,6 +137,7 @@ def _keep_effective_weights(
             stem = f"{path}.parametrizations.{attribute}." if path else f"parametrizations.{attribute}."
             same = [n for n, i in index.items() if n.startswith(stem) and len(i) == effective.dim()
                     and dict(model.named_parameters())[n].shape == effective.shape]  # fmt: skip
-            if same and not effective.is_meta:
+            changed = same and (tuple(new.shape) != tuple(effective.shape) or any(_moves(i) for i in index[same[-1]]))
+            if changed and not effective.is_meta:
                 cut = gather(effective, tuple(new.shape), index[same[-1]], reads.get(same[-1]))
                 setattr(resized.get_submodule(path), attribute, cut)

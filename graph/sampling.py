@@ -54,7 +54,8 @@ def joined_groups(graph: ChannelGraph) -> list[list[str]]:
     touched: set[int] = set()
     for op in tracer.ops:
         for sides in _dividing(tracer, op):
-            symbols = [s for side in sides if isinstance(side, Side) for s in tracer.sizes.reduce(side.form).terms]
+            symbols = [s for side in sides if isinstance(side, Side) for s in tracer.sizes.reduce(side.form).terms
+                       if s in parent]  # fmt: skip
             touched.update(symbols)
             for other in symbols[1:]:
                 parent[root(other)] = root(symbols[0])

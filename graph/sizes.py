@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -73,7 +73,8 @@ class Symbol:
 class Sizes:
     """Symbols and the linear equations found between them, kept solved by substitution."""
 
-    def __init__(self) -> None:
+    def __init__(self, lenient: bool = False) -> None:
+        self.lenient = lenient  # collect equations between sizes, but freeze nothing
         self.symbols: list[Symbol] = []
         self.solved: dict[int, Linear] = {}
         self.frozen: dict[int, str] = {}  # symbol -> why its size cannot vary
@@ -87,6 +88,7 @@ class Sizes:
 
     def make_width(self, form: Linear, name: str) -> None:
         """Note that a layer makes as many channels as the form says: a lone symbol becomes a width of that name."""
+        form = self.reduce(form)
         if len(form.terms) == 1 and not form.constant:
             symbol = self.symbols[next(iter(form.terms))]
             if symbol.kind != WIDTH:
@@ -103,6 +105,12 @@ class Sizes:
                 rest = {s: k for s, k in form.terms.items() if s != symbol}
                 form = Linear(rest, form.constant) + solution * c
         return form
+
+    def reduce_to(self, form: Linear, symbols: Collection[int]) -> Linear:
+        """The form in these unsolved symbols only; all others are what they are."""
+        reduced = self.reduce(form)
+        others = sum(c * self.symbols[s].value for s, c in reduced.terms.items() if s not in symbols)
+        return Linear({s: c for s, c in reduced.terms.items() if s in symbols}, reduced.constant + others)
 
     def equate(self, a: Linear, b: Linear, why: str) -> None:
         """Add the equation a == b; a width that it ties to a constant is frozen for the reason given."""
@@ -122,6 +130,8 @@ class Sizes:
 
     def freeze(self, form: Linear, why: str) -> None:
         """Fix every size that the form depends on."""
+        if self.lenient:
+            return
         for symbol in self.reduce(form).terms:
             if symbol not in self.solved:
                 self.equate(Linear({symbol: 1}), constant(self.symbols[symbol].value), why)

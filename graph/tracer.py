@@ -197,8 +197,12 @@ class Tracer(TorchDispatchMode):
             self.model.train(training)
             with self._watched(), torch.no_grad(), self:
                 output = torch.func.functional_call(self.model, self.parameters, tuple(inputs), strict=False)
-        except (UntraceableModel, Clash):
+        except UntraceableModel:
             raise
+        except Clash as clash:
+            if self.reference is not None:
+                raise
+            raise UntraceableModel(f"the forward pass failed on shapes {[list(s) for s in input_shape]}: {clash}") from None
         except Exception as error:
             if self.reference is not None:
                 raise Clash(len(self.ops), f"{_first_line(error)} at {self.where()}") from None

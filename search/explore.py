@@ -22,7 +22,8 @@ def study_of(plan: Plan, default_storage: str) -> optuna.Study:
     """The plan's study, begun with the uniform-width network as its first trial; raises InvalidRun."""
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=(plan.short_recipe.epochs + 1) // 2)
     storage = default_storage if plan.storage is None else plan.storage
-    return open_study(plan.study_name, storage, plan.sampler or SeededSampler(plan.seed), plan.pruner or pruner)
+    with quiet():
+        return open_study(plan.study_name, storage, plan.sampler or SeededSampler(plan.seed), plan.pruner or pruner)
 
 
 def explore(plan: Plan, study: optuna.Study, objective: Objective) -> bool:
@@ -33,15 +34,15 @@ def explore(plan: Plan, study: optuna.Study, objective: Objective) -> bool:
     """
     began = time.monotonic()
     with quiet(), _bar(plan) as bar:
-        task = bar.add_task("search", total=plan.trials, best="")
         try:
+            task = bar.add_task("search", total=plan.trials, completed=_done(study), best=_best(study))
             if not study.get_trials(deepcopy=False):
                 study.enqueue_trial(objective.space.default_parameters)
             while _work_is_left(plan, study):
                 if plan.timeout is not None and time.monotonic() - began > plan.timeout:
                     break
                 study.optimize(objective, n_trials=1, catch=(DivergedTraining,))
-                bar.update(task, completed=len(spent(study.get_trials(deepcopy=False))), best=_best(study))
+                bar.update(task, completed=_done(study), best=_best(study))
         except KeyboardInterrupt:
             return False
         except optuna.exceptions.StorageInternalError as error:
@@ -58,13 +59,17 @@ def _work_is_left(plan: Plan, study: optuna.Study) -> bool:
     while True:
         take_up_lost_trials(study)
         under_way = running(study)
-        done = len(spent(study.get_trials(deepcopy=False)))
+        done = _done(study)
         if done + len(under_way) < plan.trials:
             return True
         # Without heartbeats nobody can tell whether another machine still lives.
         if done >= plan.trials or not any(heartbeats or is_of_this_machine(trial) for trial in under_way):
             return False
         time.sleep(POLL_SECONDS)
+
+
+def _done(study: optuna.Study) -> int:
+    return len(spent(study.get_trials(deepcopy=False)))
 
 
 def _best(study: optuna.Study) -> str:

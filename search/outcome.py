@@ -23,6 +23,7 @@ STATES = {
 }
 ATTRIBUTES = ("params", "macs", "share", "reason", "epochs", "seconds", DUPLICATE_OF, "retry_of", ERROR, KEY)
 COSTS = ("macs", "params")
+WHOLE = (*COSTS, "epochs", DUPLICATE_OF, "retry_of")  # numbers that some trials lack
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     state, value (validation accuracy), costs, share of the tightest limit and why not more, duplicate_of, seconds, the
     network's key and JSON with all widths, and Optuna's parameters. A trial whose process was lost has state `lost`.
     """
-    return pd.DataFrame([_row(trial) for trial in study.get_trials(deepcopy=False)])
+    table = pd.DataFrame([_row(trial) for trial in study.get_trials(deepcopy=False)])
+    return table.astype({column: "Int64" for column in WHOLE if column in table})
 
 
 def pareto(trials: pd.DataFrame, costs: tuple[str, ...] = COSTS) -> pd.DataFrame:

@@ -34,10 +34,8 @@ def search_budget(plan: Plan, out: str | Path) -> Study:
     parent = None if plan.weights is None else Parent.load(plan.weights, plan.base)
     folder = open_folder(out, plan.fingerprint)
     study = study_of(plan, f"sqlite:///{folder.absolute() / 'study.db'}")
-    try:
-        went_through = explore(plan, study, Objective(space, plan.data_at, plan.short_recipe, parent))
-    finally:
-        _write_tables(study, folder)
+    went_through = explore(plan, study, Objective(space, plan.data_at, plan.short_recipe, parent))
+    _write_tables(study, folder)
     trained = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not went_through:
         if not trained:

@@ -83,8 +83,7 @@ def fit(
     """
     accelerator = accelerator or Accelerator()
     device = accelerator.device
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's overloads leave it out
+    model.to(device, memory_format=_layout(recipe))  # type: ignore[call-overload]  # torch's overloads leave it out
     optimizer = _optimizer(model, recipe)
     checkpoint = Checkpoint.of(checkpoint_dir, recipe.to_json(), data.hash) if checkpoint_dir is not None else None
     history = History()
@@ -127,8 +126,7 @@ class _Step:
     def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=_layout(self.recipe))  # augmented ones come as channels last
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             outputs = self.prepared(images)
         loss = self._loss(outputs, images, labels)
@@ -189,6 +187,10 @@ def _batches(train: Split, size: int, processes: int, generator: torch.Generator
     order = torch.randperm(len(train), generator=generator)
     size = min(size, len(train)) // processes * processes
     return list(torch.split(order[: len(order) // size * size], size))
+
+
+def _layout(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.contiguous_format
 
 
 def _check(total: Tensor, epoch: int, recipe: Recipe) -> None:

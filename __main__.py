@@ -1,0 +1,5 @@
+"""`python -m pocketzoo`."""
+
+from .cli import main
+
+main()
