@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import pocketzoo
 import torch
+from torch.nn import functional as F
+
+import pocketzoo
 from pocketzoo import Architecture
 from pocketzoo.training.data import load_data
 from pocketzoo.training.loop import fit
 from pocketzoo.training.recipe import recipe_for
-from torch.nn import functional as F
 
 MODELS = (("lenet5", 1, 28, {}), ("mobilenet_v2", 3, 32, {"multiplier": 0.35}))
 BATCH = 128
@@ -98,9 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     torch.set_num_threads(parser.parse_args().threads)
     versions = f"pocketzoo {pocketzoo.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d}, seeds 0 to {SEEDS[-1]}, {versions}, {torch.get_num_threads()} thread(s), batch {BATCH}"
-    )
+    print(f"{datetime.now(UTC):%Y-%m-%d}, seeds 0 to {SEEDS[-1]}, {versions}, {torch.get_num_threads()} thread(s)")
     print(f"{cpu_name()}; mkldnn bf16: {torch.ops.mkldnn._is_mkldnn_bf16_supported()}\n")
     print_speed()
     print_accuracy()

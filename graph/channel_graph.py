@@ -229,9 +229,11 @@ class ChannelGraph:
         if column == "energy_uj":
             return pricing.energy(basic["macs"], basic["weight_reads"], basic["activation_access"], energy)
         if column == "memory_access":
-            return np.rint(basic["weight_reads"] + basic["activation_access"]).astype(np.int64)
-        values = 2 * basic["macs"] if column == "flops" else basic[column]
-        return np.rint(values).astype(np.int64)
+            values = basic["weight_reads"] + basic["activation_access"]
+        else:
+            values = 2 * basic["macs"] if column == "flops" else basic[column]
+        whole: npt.NDArray[np.int64] = np.rint(values).astype(np.int64)
+        return whole
 
     def _by_removed(self, w: npt.NDArray[np.float64]) -> list[tuple[frozenset[int], npt.NDArray[np.int64] | slice]]:
         """Rows by which branches are gone."""
@@ -240,7 +242,9 @@ class ChannelGraph:
         column = {s: i for i, s in enumerate(self._symbols)}
         gone = np.column_stack([(w[:, [column[s] for s in b.emptied_by]] == 0).any(axis=1) for b in self._branches])
         patterns, which = np.unique(gone, axis=0, return_inverse=True)
-        return [(frozenset(np.flatnonzero(p).tolist()), np.flatnonzero(which.ravel() == i)) for i, p in enumerate(patterns)]
+        return [
+            (frozenset(np.flatnonzero(p).tolist()), np.flatnonzero(which.ravel() == i)) for i, p in enumerate(patterns)
+        ]
 
     @cached_property
     def _matrices(self) -> dict[tuple[str, frozenset[int]], Any]:
@@ -259,7 +263,9 @@ class ChannelGraph:
               out: npt.NDArray[np.float64]) -> None:  # fmt: skip
         matrix = self._matrix(column, removed)
         for start in range(0, len(w) if isinstance(rows, slice) else len(rows), pricing.CHUNK):
-            part = slice(start, start + pricing.CHUNK) if isinstance(rows, slice) else rows[start : start + pricing.CHUNK]
+            part = (
+                slice(start, start + pricing.CHUNK) if isinstance(rows, slice) else rows[start : start + pricing.CHUNK]
+            )
             if column == "peak_memory_bytes":
                 out[part] = (w[part] @ matrix[0].T + matrix[1]).max(axis=1)
             else:
@@ -359,7 +365,9 @@ class ChannelGraph:
     def _keep_of(self, kept: set[int]) -> Keep:
         keep: Keep = {}
         for group, layers in self.members.items():
-            lists = {layer: [i for i, c in enumerate(self._channel_list(layer).tolist()) if c in kept] for layer in layers}
+            lists = {
+                layer: [i for i, c in enumerate(self._channel_list(layer).tolist()) if c in kept] for layer in layers
+            }
             keep[group] = lists[group] if len(layers) == 1 else lists
         return keep
 
@@ -368,7 +376,9 @@ class ChannelGraph:
         at = int(np.flatnonzero(target.of_label == channel)[0])
         starts = sorted((start, name, side) for (name, side), start in target.tracer.label_start.items())
         _, name, side = max(s for s in starts if s[0] <= at)
-        divided = sorted({op.path for op in self._tracer.ops if op.kind == "grouped conv" or op.name in ("split", "slice")})
+        divided = sorted(
+            {op.path for op in self._tracer.ops if op.kind == "grouped conv" or op.name in ("split", "slice")}
+        )
         return (
             f"no set of channels fits: side {side} of {name} needs {needed} channels that are split, grouped or shuffled "
             f"alike, and the model has {there} (joint constraints at {', '.join(divided[:3])}); other widths may fit, "
@@ -434,7 +444,9 @@ class ChannelGraph:
         for group, given in keep.items():
             for layer, chosen in (given if isinstance(given, Mapping) else {group: given}).items():
                 if layer not in self._makers:
-                    raise InvalidWidths(f"no layer named {layer!r} to keep channels of{suggestion(layer, self._makers)}")
+                    raise InvalidWidths(
+                        f"no layer named {layer!r} to keep channels of{suggestion(layer, self._makers)}"
+                    )
                 channels = self._channel_list(layer)
                 kept = np.asarray(chosen, dtype=np.int64)
                 outside = len(kept) and not 0 <= kept.min() <= kept.max() < len(channels)
@@ -475,7 +487,11 @@ def operator_table(graph: ChannelGraph, widths: Mapping[str, int] | None) -> pd.
             continue
         own = [w for w in op.weights if w in parameters and w not in seen]
         seen.update(own)
-        ins = [_shape(sides, values) for sides, is_weight in zip(op.in_sides, op.reads_weight, strict=True) if not is_weight]
+        ins = [
+            _shape(sides, values)
+            for sides, is_weight in zip(op.in_sides, op.reads_weight, strict=True)
+            if not is_weight
+        ]
         outs = [_shape(sides, values) for sides in op.out_sides]
         counted = pricing.is_counted(op)
         weights = sum(int(np.prod(_shape(tracer.parameter_sides[w], values))) for w in op.weights)

@@ -167,12 +167,6 @@ def steps_of(tracer: Tracer, widths: list[int]) -> dict[int, int]:
     return steps
 
 
-
-
-
-
-
-
 def broken_constraint(tracer: Tracer, widths: dict[int, int]) -> str | None:
     """The first constraint that these widths break, in words."""
     values = [s.value for s in tracer.sizes.symbols]
@@ -186,6 +180,6 @@ def broken_constraint(tracer: Tracer, widths: dict[int, int]) -> str | None:
         for d, side in enumerate(sides):
             assert isinstance(side, Side)
             value = tracer.sizes.reduce(side.form).at(values)
-            if not isinstance(value, int) or value < 1 and tracer.sizes.reduce(side.form).terms:
+            if not isinstance(value, int) or (value < 1 and tracer.sizes.reduce(side.form).terms):
                 return f"side {d} of {name} would be {value}"
     return None

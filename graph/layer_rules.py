@@ -50,7 +50,9 @@ def convolution(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     )
     spatial = [
         (n - 1) * s - 2 * p + d * (k - 1) + o + 1 if transposed else (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d, o in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
+        for n, k, s, p, d, o in zip(
+            x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True
+        )
     ]
     if any(n < 1 for n in spatial):
         raise RuntimeError(f"a kernel of {list(weight.shape[2:])} does not fit a map of {list(x.shape[2:])}")
@@ -128,9 +130,7 @@ def _dense_channels(
     return side, line
 
 
-def _tie_read(
-    t: Tracer, wi: Info, source: Tensor | None, groups: int, names: list[str], line: Tensor | None
-) -> None:
+def _tie_read(t: Tracer, wi: Info, source: Tensor | None, groups: int, names: list[str], line: Tensor | None) -> None:
     """The weight's input side goes with what it reads; a grouped weight is gathered group by group instead."""
     number = len(t.ops)
     read = t.along(wi, 1)
@@ -267,7 +267,9 @@ def batch_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     line = t.along(xi, 1)
     for parameter in parameters:
         if parameter.shape[0] != x.shape[1]:
-            raise Clash(len(t.ops), f"{x.shape[1]} channels arrive at a batch norm of {parameter.shape[0]}, at {t.where()}")
+            raise Clash(
+                len(t.ops), f"{x.shape[1]} channels arrive at a batch norm of {parameter.shape[0]}, at {t.where()}"
+            )
         side = t.unify(side, t.info(parameter).sides[0], "batch norm")
         own = t.along(t.info(parameter), 0)
         if own is not None and line is not None:

@@ -25,7 +25,9 @@ def masked(model: nn.Module, channels: Channels, dropped: Dropped) -> nn.Module:
         if keep is None:
             continue
         path, _, attribute = name.rpartition(".")
-        module = result.get_submodule(path.removesuffix(".parametrizations.weight").removesuffix("parametrizations.weight"))
+        module = result.get_submodule(
+            path.removesuffix(".parametrizations.weight").removesuffix("parametrizations.weight")
+        )
         attribute = "weight" if parametrize.is_parametrized(module) else attribute
         weight = getattr(module, attribute).detach()
         mask = torch.from_numpy(keep).to(weight.device, weight.dtype)

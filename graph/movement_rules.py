@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -126,12 +127,11 @@ def permutation(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     x = args[0]
     out = func(*args, **kwargs)
     info = t.info(x)
-    where = torch.arange(x.dim())
     if func._opname.startswith("permute"):
         order = [d % x.dim() for d in args[1]]
     else:
         a, b = (d % x.dim() for d in args[1:3]) if len(args) > 2 else (0, x.dim() - 1)
-        order = where.tolist()
+        order = list(range(x.dim()))
         order[a], order[b] = order[b], order[a]
     return moved(t, func, x, out, [info.sides[d] for d in order], [label.permute(order) for label in info.labels])
 
@@ -239,7 +239,9 @@ def _part(t: Tracer, side: int | Side, start: int, stop: int, of: int, step: int
     return Side(side.form * Fraction(stop - start, of), (), False, *place)
 
 
-def _pieces_inside(pieces: tuple[tuple[Linear, int], ...], start: int, stop: int) -> tuple[tuple[Linear, int], ...] | None:
+def _pieces_inside(
+    pieces: tuple[tuple[Linear, int], ...], start: int, stop: int
+) -> tuple[tuple[Linear, int], ...] | None:
     """The operands that lie exactly between two positions; None when a border cuts one."""
     at, inside = 0, []
     for form, size in pieces:
@@ -279,12 +281,14 @@ def _joined(t: Tracer, sides: Sequence[int | Side], sizes: Sequence[int]) -> int
     whole = varying[0].whole
     if whole is not None and len(varying) == len(sides) and all(s.whole is whole for s in varying):
         spans = sorted((s.start, s.stop) for s in varying)
-        joined = all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        joined = all(a[1] == b[0] for a, b in pairwise(spans))
         if joined and spans[0][0] == 0 and spans[-1][1] == t.sizes.value(whole.form):
             return Side(whole.form, whole.pieces, whole.mixed)
     pieces: list[tuple[Linear, int]] = []
     for side, size in zip(sides, sizes, strict=True):
-        pieces.extend(side.pieces if isinstance(side, Side) and side.pieces and not side.whole else [(as_form(side), size)])
+        pieces.extend(
+            side.pieces if isinstance(side, Side) and side.pieces and not side.whole else [(as_form(side), size)]
+        )
     form = sum((f for f, _ in pieces[1:]), pieces[0][0])
     return Side(form, tuple(pieces))
 
@@ -294,7 +298,7 @@ def _joined_labels(t: Tracer, tensors: Sequence[Tensor], infos: Sequence[Info], 
         return []
     rows = []
     for x, info in zip(tensors, infos, strict=True):
-        rows.append(info.labels[0] if info.labels else torch.full((1,), -1).expand(x.shape))
+        rows.append(info.labels[0] if info.labels else torch.full((1,), -1, device="cpu").expand(x.shape))
     return [_cat_compact(rows, dim)]
 
 
@@ -347,11 +351,11 @@ def constant_pad(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
 
 def _padded(labels: Tensor, dim: int, before: int, after: int) -> Tensor:
     """Labels of a padded side: none where channels were added; places in space repeat what is there."""
-    if labels.shape[dim] > 1 and labels.stride(dim) == 0 or labels.shape[dim] == 1:
+    if (labels.shape[dim] > 1 and labels.stride(dim) == 0) or labels.shape[dim] == 1:
         shape = [n + before + after if d == dim else n for d, n in enumerate(labels.shape)]
         return labels.narrow(dim, 0, 1).expand(shape)
     labels = labels.narrow(dim, max(0, -before), labels.shape[dim] - max(0, -before) - max(0, -after))
-    ends = [torch.full((1,), -1).expand([n if d == dim else m for d, m in enumerate(labels.shape)])
+    ends = [torch.full((1,), -1, device="cpu").expand([n if d == dim else m for d, m in enumerate(labels.shape)])
             for n in (max(0, before), max(0, after))]  # fmt: skip
     return _cat_compact([ends[0], labels, ends[1]], dim)
 
@@ -386,8 +390,7 @@ def rearrangement(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     dims = args[2] if func._opname == "roll" and len(args) > 2 else args[1] if func._opname == "flip" else []
     t.freeze_sides([info.sides[d] for d in dims], f"channels moved by {func._opname} at {t.path}")
     out: Tensor = func(*args, **kwargs)
-    labels = [label for label in info.labels]
-    return moved(t, func, x, out, info.sides, labels, view=False)
+    return moved(t, func, x, out, info.sides, list(info.labels), view=False)
 
 
 @rule("repeat")

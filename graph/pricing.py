@@ -54,7 +54,7 @@ class Quadratic:
 
     def at(self, widths: Floats) -> Floats:
         """[N, G] -> [N]; sums of whole numbers below 2^53, so nothing is rounded."""
-        values = np.einsum("ng,ng->n", widths @ self.square + self.linear, widths) + self.constant
+        values: Floats = np.einsum("ng,ng->n", widths @ self.square + self.linear, widths) + self.constant
         return values / self.scale if self.scale > 1 else values
 
 
@@ -107,7 +107,7 @@ class Prices:
             elif column == "activations":
                 terms.append(Term(self._product(op.out_sides[0]), branches))
             elif column == "activation_access":
-                terms += [Term(self._product(s), branches) for s in activations_in(op) + [op.out_sides[0]]]
+                terms += [Term(self._product(s), branches) for s in [*activations_in(op), op.out_sides[0]]]
             elif column == "weight_reads":
                 terms += [self._weight(name, branches) for name in op.weights]
             else:

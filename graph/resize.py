@@ -48,9 +48,9 @@ def gather(old: Tensor, shape: Shape, index: Index, reads: Indices | None = None
     """The tensor of the new shape: entries from their sources, fresh ones drawn like the old ones."""
     if old.is_meta:
         return torch.empty(shape, dtype=old.dtype, device="meta")
-    taken, known = old, torch.ones((), dtype=torch.bool)
+    taken, known = old, torch.ones((), dtype=torch.bool, device="cpu")
     for side, source in enumerate(index):
-        if source is None or side == 1 and reads is not None:
+        if source is None or (side == 1 and reads is not None):
             continue
         where = torch.from_numpy(source).to(old.device)
         taken = taken.index_select(side, where.clamp(min=0))
@@ -73,7 +73,9 @@ def fresh(old: Tensor, shape: Shape) -> Tensor:
         return filler.expand(shape).clone()
     fan_in = [max(1, t[0].numel()) if t.dim() > 1 else 1 for t in (old, torch.empty(shape, device="meta"))]
     deviation = float(values.std()) * (fan_in[0] / fan_in[1]) ** 0.5
-    return (torch.randn(shape, device=old.device) * deviation + float(values.mean())).to(old.dtype)
+    drawn = torch.randn(shape, device=old.device) * deviation + float(values.mean())
+    result: Tensor = drawn.to(old.dtype)
+    return result
 
 
 def rebuild(
@@ -85,7 +87,11 @@ def rebuild(
     for name, tensor in tensors.items():
         if id(tensor) in memo or name not in shapes:
             continue
-        if tuple(tensor.shape) == shapes[name] and not any(_moves(i) for i in index.get(name, [])) and name not in reads:
+        if (
+            tuple(tensor.shape) == shapes[name]
+            and not any(_moves(i) for i in index.get(name, []))
+            and name not in reads
+        ):
             continue
         new = gather(tensor.detach(), shapes[name], index.get(name, []), reads.get(name))
         is_parameter = isinstance(tensor, nn.Parameter)
@@ -131,7 +137,7 @@ def _keep_effective_weights(
     for path, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for attribute in list(module.parametrizations):  # type: ignore[arg-type, union-attr]
+        for attribute in list(module.parametrizations):
             effective = getattr(module, attribute).detach()
             new = getattr(resized.get_submodule(path), attribute)
             stem = f"{path}.parametrizations.{attribute}." if path else f"parametrizations.{attribute}."

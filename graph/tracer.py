@@ -95,6 +95,7 @@ class Clash(Exception):
 
 Rule = Callable[["Tracer", Any, Sequence[Any], Mapping[str, Any]], Any]
 RULES: dict[str, Rule] = {}
+COPY = "clone"
 FIRST_OUTPUT = 1 << 20  # marks of outputs; smaller numbers are groups of a grouped operator
 
 
@@ -125,7 +126,7 @@ class Tracer(TorchDispatchMode):
         reference: Tracer | None = None,
         values: list[int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.sizes = sizes or Sizes()
         self.readings = dict(readings or {})
@@ -160,7 +161,7 @@ class Tracer(TorchDispatchMode):
                   for name in (*module._parameters, *module._buffers)}  # fmt: skip
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         for name, tensor in tensors:
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            if torch.nn.parameter.is_lazy(tensor):
                 raise UntraceableModel(f"{name} has no shape yet (a lazy module): run the model once before tracing it")
             shape = shapes.get(name, tuple(tensor.shape))
             meta = torch.empty(shape, dtype=tensor.dtype, device="meta")
@@ -178,7 +179,7 @@ class Tracer(TorchDispatchMode):
         for d, varies in enumerate(self.labelled.get(name, ())):
             if varies:
                 self.label_start[name, d] = self._label_of_side[id(sides[d])] = self._next_label
-                ids = torch.arange(self._next_label, self._next_label + shape[d])
+                ids = torch.arange(self._next_label, self._next_label + shape[d], device="cpu")
                 self._next_label += shape[d]
                 labels.append(ids.view([-1 if i == d else 1 for i in range(len(shape))]).expand(shape))
         return labels
@@ -202,7 +203,9 @@ class Tracer(TorchDispatchMode):
         except Clash as clash:
             if self.reference is not None:
                 raise
-            raise UntraceableModel(f"the forward pass failed on shapes {[list(s) for s in input_shape]}: {clash}") from None
+            raise UntraceableModel(
+                f"the forward pass failed on shapes {[list(s) for s in input_shape]}: {clash}"
+            ) from None
         except Exception as error:
             if self.reference is not None:
                 raise Clash(len(self.ops), f"{_first_line(error)} at {self.where()}") from None
@@ -213,7 +216,7 @@ class Tracer(TorchDispatchMode):
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        leaves = [leaf for leaf in _tensors(output)]
+        leaves = _tensors(output)
         self.output_numbers += tuple(self._number[id(leaf)] for leaf in leaves if id(leaf) in self._number)
         for leaf in leaves:
             self.freeze_sides(self.info(leaf).sides, "output of the model")
@@ -234,8 +237,9 @@ class Tracer(TorchDispatchMode):
             if not any(True for _ in module.children()) and isinstance(output, Tensor):
                 self.calls.append((path, start, len(self.ops), source, self._number.get(id(output), -1)))
 
-        hooks = nn.modules.module.register_module_forward_pre_hook(before), (
-            nn.modules.module.register_module_forward_hook(after)
+        hooks = (
+            nn.modules.module.register_module_forward_pre_hook(before),
+            (nn.modules.module.register_module_forward_hook(after)),
         )
         try:
             yield
@@ -248,10 +252,19 @@ class Tracer(TorchDispatchMode):
         name = func._opname if func.namespace == "aten" else str(func)
         args = [self._moved_to_meta(a) for a in args]
         kwargs = {k: self._moved_to_meta(v) for k, v in (kwargs or {}).items()}
+        self._align(name)
         handler = RULES.get(name)
         if handler is None:
             handler = RULES["*pointwise"] if torch.Tag.pointwise in func.tags else RULES["*unknown"]
         return handler(self, func, args, kwargs)
+
+    def _align(self, name: str) -> None:
+        """Step over copies that only the reference made: whether a reshape copies depends on the widths."""
+        while self.reference is not None and name != COPY and len(self.ops) < len(self.reference.ops):
+            expected = self.reference.ops[len(self.ops)]
+            if expected.name != COPY:
+                break
+            self.ops.append(expected)
 
     def _moved_to_meta(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -306,6 +319,8 @@ class Tracer(TorchDispatchMode):
         in_place: bool = False,
     ) -> None:
         """Append the operator; against a reference, raise Clash where a size is not what the reference foretells."""
+        if name == COPY and self.reference is not None and not self._foretold(COPY):
+            return
         infos = [self.info(t) for t in inputs]
         weights = sorted(frozenset().union(*(i.weight for i in infos)))
         self.untouched.difference_update(weights)
@@ -321,7 +336,8 @@ class Tracer(TorchDispatchMode):
             tuple(bool(i.weight) for i in infos), macs, alternatives, is_view, in_place,
         )  # fmt: skip
         self.ops.append(op)
-        self._mark(len(self.ops) - 1, outs)
+        if name != COPY:
+            self._mark(len(self.ops) - 1, outs)
         if self.reference is not None:
             self._compare(len(self.ops) - 1, op)
 
@@ -329,7 +345,7 @@ class Tracer(TorchDispatchMode):
         """Raise Clash where a size is not what the reference foretells; keep operators that have another reading."""
         foretold = self.reference
         assert foretold is not None
-        if number >= len(foretold.ops) or foretold.ops[number].name != op.name:
+        if number >= len(foretold.ops) or not self._foretold(op.name, number):
             raise Clash(number, f"other operators run at other widths (at {self.where()})")
         before = foretold.ops[number]
         wrong = self._first_wrong(before.out_sides, op.out_shapes)
@@ -339,6 +355,15 @@ class Tracer(TorchDispatchMode):
             self.misread.append(number)
         else:
             raise Clash(number, f"a size is {wrong[1]} where {wrong[0]} would follow, in {op.name} at {self.where()}")
+
+    def _foretold(self, name: str, number: int | None = None) -> bool:
+        """Whether the reference has an operator of that name there; a view is a view whether it copied before or not."""
+        assert self.reference is not None
+        number = len(self.ops) if number is None else number
+        if number >= len(self.reference.ops):
+            return False
+        expected = self.reference.ops[number].name
+        return expected == name or {expected, name} <= {"view", "_unsafe_view"}
 
     def _first_wrong(self, sides: Sequence[Sides], shapes: Sequence[Shape]) -> tuple[Number, int] | None:
         assert self.reference is not None
@@ -410,7 +435,9 @@ class Tracer(TorchDispatchMode):
         for labels in candidates:
             rows = labels.movedim(dim, 0)
             if all(n == 1 or s == 0 for n, s in zip(rows.shape[1:], rows.stride()[1:], strict=True)):
-                return rows[(slice(None), *[0] * (rows.dim() - 1))]
+                while rows.dim() > 1:
+                    rows = rows.select(1, 0)
+                return rows
             flat = rows.reshape(rows.shape[0], -1)
             for column in range(1, flat.shape[1]):
                 if not torch.equal(flat[:, column], flat[:, 0]):
@@ -452,9 +479,11 @@ def _may_vary(labels: Tensor, dim: int) -> bool:
 
 def _same_axis(x: Tensor, y: Tensor) -> bool:
     """Whether two label tensors vary along a common side."""
-    return any(
-        x.shape[d] == 1 or (x.stride(d) != 0 and y.stride(d) != 0) for d in range(x.dim())
-    ) if x.numel() > 1 else True
+    return (
+        any(x.shape[d] == 1 or (x.stride(d) != 0 and y.stride(d) != 0) for d in range(x.dim()))
+        if x.numel() > 1
+        else True
+    )
 
 
 def _tensors(value: Any) -> list[Tensor]:

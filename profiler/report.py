@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import nn
@@ -21,6 +22,7 @@ from ..zoo.architecture import Architecture
 By = Literal["kind", "layer"]
 SUMMED = ["params", "macs", "activations", "memory_access"]
 TRAINING_ONLY = "only in training"
+FIGURES = {"kind": 5, "layer": 3}  # columns of numbers that fit beside the names; the rest is in `layers`
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -96,12 +98,13 @@ class Profile:
         if by not in ("kind", "layer"):
             raise InvalidSetting(f"a profile is shown by 'kind' or by 'layer', not by {by!r}")
         shape = "x".join(map(str, self.input_shape))
-        first = ["layer", "operator", "output"] if by == "layer" else ["kind", "operators"]
-        table = Table(title=f"{self.name}, input {shape}", show_footer=True)
-        for heading, total in zip(first, ["total", *[""] * 2], strict=False):
-            table.add_column(heading, footer=total, overflow="fold")
-        for heading, total in self._totals():
-            table.add_column(heading, footer=total, justify="right")
+        table = Table(title=f"{self.name}, input {shape}", show_footer=True, box=SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column(by, footer="total", overflow="fold")
+        table.add_column("operator" if by == "layer" else "operators", no_wrap=by == "layer")
+        if by == "layer":
+            table.add_column("output", no_wrap=True)
+        for heading, total in self._totals()[: FIGURES[by]]:
+            table.add_column(heading, footer=total, justify="right", no_wrap=True)
         for cells in self._layer_cells() if by == "layer" else self._kind_cells():
             table.add_row(*cells)
         return Group(table, self._summary(), *self.notes)
@@ -109,12 +112,13 @@ class Profile:
     def _totals(self) -> list[tuple[str, str]]:
         c = self.costs
         return [("params", human(c.params)), ("MACs", human(c.macs)), ("share", "100 %" if c.macs else ""),
-                ("activations", human(c.activations)), ("memory access", human(c.memory_access))]  # fmt: skip
+                ("activations", human(c.activations)), ("memory\naccess", human(c.memory_access))]  # fmt: skip
 
     def _layer_cells(self) -> Iterator[list[str]]:
         for row in self.layers.to_dict("records"):
             out = "x".join(map(str, row["out_shapes"][0]))
-            yield [row["name"], row["op"], out, *self._figures(row, row["macs"] / max(1, self.costs.macs))]
+            figures = self._figures(row, row["macs"] / max(1, self.costs.macs))
+            yield [row["name"], row["op"], out, *figures[: FIGURES["layer"]]]
 
     def _kind_cells(self) -> Iterator[list[str]]:
         for row in self.by_kind.reset_index().to_dict("records"):
@@ -127,7 +131,8 @@ class Profile:
     def _summary(self) -> str:
         c = self.costs
         return (
-            f"{human(c.params)} parameters ({human(c.size_bytes, 'B')}), {human(c.macs)} MACs = {human(c.flops)} FLOPs, "
+            f"{human(c.params)} parameters ({human(c.size_bytes, 'B')}), "
+            f"{human(c.macs)} MACs = {human(c.flops)} FLOPs, "
             f"peak activation memory {human(c.peak_memory_bytes, 'B')}, energy {human(c.energy_uj * 1e-6, 'J')}"
         )
 
@@ -196,5 +201,5 @@ def human(value: float, unit: str = "") -> str:
         if abs(value) >= size:
             return f"{value / size:.2f} {prefix}{unit}"
     if 0 < abs(value) < 1:
-        return f"{value * 1e3:.3f} m{unit}" if abs(value) >= 1e-3 else f"{value * 1e6:.3f} u{unit}"
+        return f"{value * 1e3:.2f} m{unit}" if abs(value) >= 1e-3 else f"{value * 1e6:.2f} u{unit}"
     return f"{value:g} {unit}".strip()

@@ -18,7 +18,7 @@ from ..training.recipe import Recipe
 from ..zoo.architecture import Architecture
 from .inherit import Parent
 from .space import Candidate, Space
-from .studies import ARCHITECTURE, DUPLICATE_OF, ERROR, KEY, WORKER, enqueue_again, worker
+from .studies import ARCHITECTURE, DUPLICATE_OF, ERROR, KEY, TRAINS, WORKER, enqueue_again, worker
 
 DataAt = Callable[[int], DataSet]  # resolution -> the data at it
 
@@ -45,6 +45,7 @@ class Objective:
             if (twin := _twin(trial, candidate.architecture.key)) is not None:
                 trial.set_user_attr(DUPLICATE_OF, twin.number)
                 return _outcome(twin)
+            trial.set_user_attr(TRAINS, True)
             return self._train(trial, candidate.architecture)
         except DivergedTraining as error:
             trial.set_user_attr(ERROR, str(error))
@@ -84,11 +85,12 @@ def _record(trial: optuna.Trial, candidate: Candidate) -> None:
 
 
 def _twin(trial: optuna.Trial, key: str) -> FrozenTrial | None:
-    """The earlier trial that has trained the same network, or is training it now."""
+    """The trial that has trained the same network, or is about to: an earlier one, or one that has said so."""
     for other in trial.study.get_trials(deepcopy=False):
-        known = other.number < trial.number and other.user_attrs.get(KEY) == key
-        settled = other.state != TrialState.FAIL or ERROR in other.user_attrs
-        if known and settled and DUPLICATE_OF not in other.user_attrs:
+        same = other.number != trial.number and other.user_attrs.get(KEY) == key
+        first = other.number < trial.number or TRAINS in other.user_attrs
+        lost = other.state == TrialState.FAIL and ERROR not in other.user_attrs
+        if same and first and not lost and DUPLICATE_OF not in other.user_attrs:
             return other
     return None
 

@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 
 import optuna
+from filelock import FileLock
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import make_url
 
 from ..errors import InvalidRun
 
@@ -22,6 +25,7 @@ LOCK_SECONDS = 60  # how long SQLite waits for another process's write
 TOKEN = uuid.uuid4().hex[:8]  # of this process: its number may have been another's before a restart
 WORKER = "worker"  # trial attribute: host and process that run it
 ERROR = "error"  # trial attribute: why the network could not be trained
+TRAINS = "trains"  # trial attribute: set when its own training begins
 DUPLICATE_OF = "duplicate_of"  # trial attribute: the trial that trained the same network
 ARCHITECTURE, KEY = "architecture", "key"  # trial attributes: the network as JSON, and its hash
 
@@ -33,7 +37,8 @@ def open_study(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            opened = _rdb(storage) if isinstance(storage, str) else storage
+            with _alone(storage):
+                opened = _rdb(storage) if isinstance(storage, str) else storage
             return optuna.create_study(
                 study_name=name,
                 storage=opened,
@@ -47,6 +52,17 @@ def open_study(
         raise InvalidRun(
             f"the storage {storage} cannot be opened ({reason}); expected an Optuna URL such as sqlite:///study.db"
         ) from None
+
+
+@contextmanager
+def _alone(storage: str | BaseStorage) -> Iterator[None]:
+    """One process at a time makes the tables of an SQLite file: two at once fail over each other's."""
+    file = Path(make_url(storage).database or "") if isinstance(storage, str) else Path()
+    if not str(storage).startswith("sqlite") or not file.name or not file.parent.is_dir():
+        yield
+        return
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        yield
 
 
 def _rdb(url: str) -> RDBStorage:

@@ -66,7 +66,11 @@ def check_widths(graph: pz.ChannelGraph, model: nn.Module, shape: Shape, n: int,
         resized = graph.resize(model, dict(zip(graph.groups, row.tolist(), strict=True)))
         assert (price.params, price.macs) == counted(resized, shape)
         again = pz.trace(resized, shape).price()
-        assert (again.params, again.macs, again.peak_memory_bytes) == (price.params, price.macs, price.peak_memory_bytes)
+        assert (again.params, again.macs, again.peak_memory_bytes) == (
+            price.params,
+            price.macs,
+            price.peak_memory_bytes,
+        )
         assert (again.activations, again.memory_access) == (price.activations, price.memory_access)
 
 

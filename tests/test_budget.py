@@ -1,6 +1,7 @@
 """Budget: every unit, both ways, and what it says about the ones it cannot read."""
 
 import pytest
+
 from pocketzoo.errors import InvalidBudget
 from pocketzoo.search.budget import Budget, human_costs
 

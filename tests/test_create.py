@@ -5,10 +5,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-import torchvision_on_cpu  # noqa: F401
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torch import nn
+
+import torchvision_on_cpu  # noqa: F401
 
 import timm  # isort: skip
 from pocketzoo import (

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+
 from pocketzoo.errors import InvalidData
 from pocketzoo.training import sources
 from pocketzoo.training.augment import augment

@@ -6,13 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pocketzoo import Architecture
 from pocketzoo.errors import InvalidRun
 from pocketzoo.profiler import export
 from pocketzoo.profiler.export import ExportMismatch, export_onnx, run_onnx
 from pocketzoo.training.evaluate import reestimate_batchnorm
 from pocketzoo.zoo import registry
-from torch import Tensor, nn
 
 
 def net() -> nn.Module:

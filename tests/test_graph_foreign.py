@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from properties import check_all, counted
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import pocketzoo as pz
+from properties import check_all, counted
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, **options: int) -> nn.Sequential:
@@ -22,7 +22,9 @@ def head(channels: int) -> nn.Sequential:
 
 
 def test_sequential_with_flatten_before_the_classifier() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 11, 3, stride=2), nn.Flatten(), nn.Linear(11 * 49, 5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 7, 3), nn.ReLU(), nn.Conv2d(7, 11, 3, stride=2), nn.Flatten(), nn.Linear(11 * 49, 5)
+    )
     graph = check_all(model, (1, 3, 17, 17))
     assert graph.groups == {"0": 7, "2": 11}
     assert graph.frozen == {"4": "output of the model"}
@@ -380,7 +382,7 @@ def test_the_model_is_not_touched() -> None:
 def test_wrong_widths_and_kept_channels_are_named() -> None:
     model = Residual().eval()
     graph = pz.trace(model, (1, 3, 6, 6))
-    with pytest.raises(pz.InvalidWidths, match="did you mean stem.0"):
+    with pytest.raises(pz.InvalidWidths, match=r"did you mean stem\.0"):
         graph.price({"stem.1": 4})
     with pytest.raises(pz.InvalidWidths, match="output of the model"):
         graph.price({"head.2": 4})
@@ -403,5 +405,5 @@ def test_larger_widths_keep_the_old_weights_and_draw_the_rest() -> None:
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(pz.UntraceableModel, match="4 channels arrive|expected|channels"):
+    with pytest.raises(pz.UntraceableModel, match=r"4 channels arrive"):
         pz.trace(Residual(), (1, 4, 6, 6))

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from properties import check_counts, check_identity, check_pruning, check_widths, randomise
 
 import pocketzoo as pz
 from pocketzoo.zoo import registry
+from properties import check_counts, check_identity, check_pruning, check_widths, randomise
 
 NAMES = pz.list_models()
 FAMILIES = {}
@@ -29,7 +29,9 @@ def on_meta(arch: pz.Architecture) -> torch.nn.Module:
 
 
 def cheapest(names: list[str]) -> str:
-    return min(names, key=lambda name: pz.trace(on_meta(architecture(name)), architecture(name).input_shape).price().macs)
+    return min(
+        names, key=lambda name: pz.trace(on_meta(architecture(name)), architecture(name).input_shape).price().macs
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +74,9 @@ class TestEveryFamily:
         widths = dict(zip(graph.groups, graph.random_widths(1, seed=3)[0].tolist(), strict=True))
         built = randomise(arch.with_widths(widths).build())
         resized = graph.resize(model, widths).eval()
-        assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in resized.state_dict().items()}
+        assert {k: v.shape for k, v in built.state_dict().items()} == {
+            k: v.shape for k, v in resized.state_dict().items()
+        }
         resized.load_state_dict(built.state_dict())
         x = torch.randn(arch.input_shape)
         with torch.no_grad():

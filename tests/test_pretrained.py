@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision_on_cpu  # noqa: F401
 from torch import nn
+
+import torchvision_on_cpu  # noqa: F401
 
 import timm  # isort: skip
 import torchvision  # isort: skip

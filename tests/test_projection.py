@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pocketzoo.errors import BudgetTooSmall
 from pocketzoo.search.budget import Budget
 from pocketzoo.search.projection import CAPPED, NO_STEP, WITHIN, least, project, smallest_share

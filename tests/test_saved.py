@@ -7,6 +7,9 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
 from pocketzoo import Architecture
 from pocketzoo.errors import InvalidData, InvalidRun, InvalidSetting, WeightsMismatch
 from pocketzoo.training.data import DataInfo, DataSet, load_data
@@ -15,8 +18,6 @@ from pocketzoo.training.recipe import Recipe
 from pocketzoo.training.result import Result, provenance
 from pocketzoo.training.run import evaluate_run, predict, train
 from pocketzoo.training.saved import load, load_with_info, save_model, save_weights
-from safetensors.torch import save_file
-from torch import nn
 
 RECIPE = Recipe(epochs=2, batch_size=64, lr=0.02)
 CLASSES = ("dark", "light", "red")

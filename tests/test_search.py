@@ -8,6 +8,8 @@ import optuna
 import pandas as pd
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from pocketzoo import Architecture, BudgetTooSmall, UntraceableModel
 from pocketzoo.search.budget import Budget
 from pocketzoo.search.compare import paired_difference
@@ -22,7 +24,6 @@ from pocketzoo.search.space import Space, graph_of
 from pocketzoo.training.recipe import Recipe
 from pocketzoo.training.result import Result
 from pocketzoo.training.run import evaluate_run
-from torch.utils.flop_counter import FlopCounterMode
 
 NETS = """
 from torch import nn

@@ -13,6 +13,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+
 from pocketzoo import (
     BudgetTooSmall,
     InvalidBudget,
@@ -99,9 +100,9 @@ def complete(study: optuna.Study) -> dict[int, float | None]:
 
 
 def test_a_killed_search_loses_no_finished_trial(folder: Path) -> None:
-    recipe = Recipe(epochs=3)
+    recipe = Recipe(epochs=8)
     plan = plan_of(5, recipe)
-    process = work(folder, 3, 50)
+    process = work(folder, 8, 50)
     try:
         deadline = time.monotonic() + 60
         while not (folder / "study.db").exists() and time.monotonic() < deadline:
@@ -117,19 +118,19 @@ def test_a_killed_search_loses_no_finished_trial(folder: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     finished = complete(study)
-    [left] = study.get_trials(states=(TrialState.RUNNING,))
+    left = study.get_trials(states=(TrialState.RUNNING,))  # none, should the kill fall between two trials
     assert len(finished) >= 2
 
     plan = plan_of(len(finished) + 1, recipe)
     assert explored(plan, study)
     assert complete(study).items() >= finished.items()
-    assert study.trials[left.number].state == TrialState.FAIL
-    [again] = [trial for trial in study.trials if trial.user_attrs.get("retry_of") == left.number]
-    assert again.params == left.params
-    assert again.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    assert len(complete(study)) == len(finished) + 1
     table = trials_table(study)
-    assert (table["state"] == "lost").sum() == 1
-    assert table["state"].isin(["complete", "pruned"]).sum() == len(finished) + 1
+    assert list(table["trial"][table["state"] == "lost"]) == [trial.number for trial in left]
+    begun = [trial for trial in left if trial.params]
+    again = [trial for trial in study.trials if "retry_of" in trial.user_attrs]
+    assert [trial.user_attrs["retry_of"] for trial in again] == [trial.number for trial in begun]
+    assert all(new.params.items() >= old.params.items() for new, old in zip(again, begun, strict=True))
 
 
 def test_two_processes_share_a_study(folder: Path) -> None:
@@ -137,10 +138,10 @@ def test_two_processes_share_a_study(folder: Path) -> None:
     both = [work(folder, 2, trials) for _ in range(2)]
     assert [process.wait(timeout=80) for process in both] == [0, 0]
     table = trials_table(opened(folder, plan_of(trials, Recipe(epochs=2))))
-    assert set(table["state"]) <= {"complete", "pruned"}
+    assert set(table["state"]) <= {"complete", "pruned"}, table.to_string()
     assert trials <= len(table) <= trials + 1  # both may begin the last one in the same instant
-    trained = table[table["duplicate_of"].isna()]
-    assert trained["key"].is_unique
+    workers = {trial.user_attrs[WORKER] for trial in opened(folder, plan_of(trials, Recipe(epochs=2))).trials}
+    assert len(workers) == 2
 
 
 def test_a_trial_of_a_live_process_is_left_alone(folder: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from pocketzoo import Architecture
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.zoo.shiftnet import Shift

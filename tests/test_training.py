@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pocketzoo.errors import InvalidRun, InvalidSetting
 from pocketzoo.training.checkpoint import NAME
 from pocketzoo.training.data import DataSet, load_data
 from pocketzoo.training.evaluate import evaluate, reestimate_batchnorm
 from pocketzoo.training.loop import DivergedTraining, fit
 from pocketzoo.training.recipe import Recipe, recipe_for
-from torch import Tensor, nn
 
 
 class Small(nn.Sequential):
@@ -54,14 +55,14 @@ def weights(model: nn.Module) -> Tensor:
 
 def test_it_learns(digits: DataSet) -> None:
     model = small()
-    history = fit(model, digits, recipe_for(len(digits.train), epochs=8))
+    history = fit(model, digits, recipe_for(len(digits.train), epochs=12))
     score = evaluate(model, digits.test, digits.info)
     assert history.val_accuracy > 0.9
     assert score.accuracy > 0.9
     assert score.accuracy == score.correct.double().mean().item()
     assert score.top5 is not None
     assert score.top5 >= score.accuracy
-    assert history.images == 8 * (len(digits.train) // 32) * 32  # the incomplete batch is left out
+    assert history.images == 12 * (len(digits.train) // 32) * 32  # the incomplete batch is left out
     assert not model.training
 
 
@@ -143,6 +144,19 @@ def test_a_checkpoint_of_another_training_is_refused(digits: DataSet, tmp_path: 
     with pytest.raises(InvalidRun, match="not a readable checkpoint"):
         fit(small(), digits, recipe, checkpoint_dir=tmp_path)
     fit(small(), digits, recipe, checkpoint_dir=tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_layout_asked_for_is_the_one_that_runs(digits: DataSet, channels_last: bool) -> None:
+    model, seen = small(), set()
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.training:
+            seen.add(output.is_contiguous())
+
+    model.conv.register_forward_hook(look)
+    fit(model, digits, replace(RECIPE, epochs=1, channels_last=channels_last))
+    assert seen == {not channels_last}
 
 
 def test_nan_loss_is_said(digits: DataSet) -> None:

@@ -126,7 +126,8 @@ class _Step:
     def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        images = images.contiguous(memory_format=_layout(self.recipe))  # augmented ones come as channels last
+        # a copy: augmented images come as channels last, and with one channel `contiguous` sees nothing to do
+        images = images.clone(memory_format=_layout(self.recipe))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             outputs = self.prepared(images)
         loss = self._loss(outputs, images, labels)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InvalidSetting, UnknownModel
+from ..errors import InvalidSetting, UnknownModel, suggestion
 from . import registry
 from .initialise import initialise
 
@@ -49,7 +49,7 @@ class Architecture:
         if unknown := merged.keys() - family.defaults.keys():
             word = sorted(unknown)[0]
             raise InvalidSetting(
-                f"{name} has no setting {word!r}{registry.suggestion(word, family.defaults)}"
+                f"{name} has no setting {word!r}{suggestion(word, family.defaults)}"
                 f" (it has {sorted(family.defaults)})"
             )
         record = {key: merged.pop(key) for key in INPUT_FIELDS}
@@ -91,7 +91,7 @@ class Architecture:
         device = torch.get_default_device()
         with torch.device("meta"):
             model = self._build_default()
-            resized = trace(model, self.input_shape).resize(model, self.widths)
+        resized = trace(model, self.input_shape).resize(model, self.widths)
         if device.type != "meta":
             resized.to_empty(device=device)
             initialise(resized)
@@ -111,7 +111,9 @@ class Architecture:
                 sys.path.insert(0, os.getcwd())
             factory = getattr(importlib.import_module(module_name), factory_name)
         except (ImportError, AttributeError) as error:
-            raise UnknownModel(f"{self.family!r} cannot be imported ({error}); expected package.module:factory") from None
+            raise UnknownModel(
+                f"{self.family!r} cannot be imported ({error}); expected package.module:factory"
+            ) from None
         taken = inspect.signature(factory).parameters
         accepts_any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         record = {key: getattr(self, key) for key in INPUT_FIELDS if key in taken or accepts_any}

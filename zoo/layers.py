@@ -62,7 +62,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape."""
-        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        gate: Tensor = self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+        return x * gate
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:

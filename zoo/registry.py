@@ -6,7 +6,7 @@ import fnmatch
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -96,7 +96,8 @@ def build(family: Family, settings: Settings) -> nn.Module:
     if unknown := settings.keys() - family.defaults.keys():
         word = sorted(unknown)[0]
         raise InvalidSetting(
-            f"{family.name} has no setting {word!r}{suggestion(word, family.defaults)} (it has {sorted(family.defaults)})"
+            f"{family.name} has no setting {word!r}{suggestion(word, family.defaults)}"
+            f" (it has {sorted(family.defaults)})"
         )
     model = family.build(**settings)
     initialise(model)
@@ -108,7 +109,6 @@ def with_choice(settings: Settings, defaults: Settings, choice: str, value: Any)
     name, bracket, index = choice.partition("[")
     if not bracket:
         return {**settings, name: value}
-    entries: Sequence[Any] = settings.get(name, defaults[name])
-    changed = list(entries)
+    changed = [*(settings[name] if name in settings else defaults[name])]
     changed[int(index.rstrip("]"))] = value
     return {**settings, name: tuple(changed)}

@@ -33,12 +33,13 @@ class Shift(nn.Module):
         reach, (height, width) = self.kernel // 2, x.shape[2:]
         offsets = [(dy, dx) for dy in range(self.kernel) for dx in range(self.kernel) if (dy, dx) != (reach, reach)]
         group = x.shape[1] // (len(offsets) + 1)
-        padded = F.pad(x, (reach, reach, reach, reach))
+        sizes = [*[group] * len(offsets), x.shape[1] - len(offsets) * group]
+        parts = F.pad(x, (reach, reach, reach, reach)).split(sizes, dim=1)
         moved = [
-            padded[:, i * group : (i + 1) * group, dy : dy + height, dx : dx + width]
-            for i, (dy, dx) in enumerate(offsets)
+            part[:, :, dy : dy + height, dx : dx + width]
+            for part, (dy, dx) in zip(parts, [*offsets, (reach, reach)], strict=True)
         ]
-        return torch.cat((*moved, x[:, len(offsets) * group :]), dim=1)
+        return torch.cat(moved, dim=1)
 
 
 class Stage(NamedTuple):
