@@ -16,7 +16,7 @@ from . import pricing
 from .branches import Branch, find_branches, without
 from .cells import Channels, Match, label, match
 from .confirm import broken_constraint, confirmed, follow, free_widths, shapes_at, steps_of, values_at
-from .costs import BYTES, Costs, EnergyTable, default_energy
+from .costs import Costs, EnergyTable, default_energy
 from .masks import masked
 from .resize import grouped_reads, indices, rebuild
 from .sampling import sample_widths
@@ -159,47 +159,14 @@ class ChannelGraph:
                     branch_of_parameter.setdefault(name, set()).add(i)
         return pricing.Prices(self._tracer, self._symbols, branch_of_op, branch_of_parameter, parameters)
 
-    @cached_property
-    def _present(self) -> pricing.Prices:
-        """Prices of the model as it is, for which no second pass is needed."""
-        return pricing.Prices(self._first, [], {}, {}, [name for name, _ in self._model.named_parameters()])
-
     def price(self, widths: Mapping[str, int] | None = None, energy: EnergyTable | None = None) -> Costs:
         """Costs at these widths, groups left out as they are; raises InvalidWidths."""
         if widths is None:
-            return self._costs_now(energy or default_energy())
+            return pricing.costs_now(self._first, energy or default_energy())
         full = self.check(widths)
         row = self.price_many(np.array([list(full.values())]), COLUMNS, energy).iloc[0]
         return Costs(int(row["params"]), int(row["macs"]), int(row["activations"]), int(row["peak_memory_bytes"]),
                      int(row["memory_access"]), float(row["energy_uj"]))  # fmt: skip
-
-    def _costs_now(self, energy: EnergyTable) -> Costs:
-        sizes = self._first.sizes
-        values = [s.value for s in sizes.symbols]
-
-        def total(terms: list[pricing.Term]) -> int:
-            result = 0
-            for term in terms:
-                product = term.product[0]
-                for form in term.product[1]:
-                    product *= form.at(values)
-                result += int(product)
-            return result
-
-        prices = self._first_prices()
-        macs, reads = total(prices.terms("macs")), total(prices.terms("weight_reads"))
-        access = total(prices.terms("activation_access"))
-        return Costs(
-            params=sum(p.numel() for p in self._model.parameters()),
-            macs=macs,
-            activations=total(prices.terms("activations")),
-            peak_memory_bytes=_peak(prices, values),
-            memory_access=reads + access,
-            energy_uj=float(pricing.energy(np.float64(macs), np.float64(reads), np.float64(access), energy)),  # type: ignore[arg-type]
-        )
-
-    def _first_prices(self) -> pricing.Prices:
-        return self._present
 
     def price_many(
         self, widths: npt.ArrayLike, columns: Sequence[str] = COLUMNS, energy: EnergyTable | None = None
@@ -208,16 +175,17 @@ class ChannelGraph:
 
         Exact: every figure equals what counting the rebuilt model gives.
         """
-        w = np.atleast_2d(np.asarray(widths, dtype=np.float64))
+        w = np.atleast_2d(np.asarray(widths))
         if w.shape[1] != len(self.groups):
             raise InvalidWidths(f"{w.shape[1]} widths a row, but the graph has {len(self.groups)} groups")
         if unknown := set(columns) - set(COLUMNS):
             raise KeyError(f"no cost named {sorted(unknown)}; there are {COLUMNS}")
-        result = {column: np.empty(len(w)) for column in self._basic(columns)}
+        basic = self._basic(columns)
+        result = np.empty((len(basic), len(w)))
         for removed, rows in self._by_removed(w):
-            for column, values in result.items():
-                self._fill(column, w, rows, removed, values)
-        return pd.DataFrame({c: self._column(c, result, energy or default_energy()) for c in columns})
+            self._fill(basic, w, rows, removed, result)
+        by_name = dict(zip(basic, result, strict=True))
+        return pd.DataFrame({c: self._column(c, by_name, energy or default_energy()) for c in columns})
 
     def _basic(self, columns: Sequence[str]) -> list[str]:
         """The matrices that these columns are made of."""
@@ -235,7 +203,7 @@ class ChannelGraph:
         whole: npt.NDArray[np.int64] = np.rint(values).astype(np.int64)
         return whole
 
-    def _by_removed(self, w: npt.NDArray[np.float64]) -> list[tuple[frozenset[int], npt.NDArray[np.int64] | slice]]:
+    def _by_removed(self, w: npt.NDArray[Any]) -> list[tuple[frozenset[int], npt.NDArray[np.int64] | slice]]:
         """Rows by which branches are gone."""
         if not self._branches or w.min(initial=1) > 0:
             return [(frozenset(), slice(None))]
@@ -247,29 +215,34 @@ class ChannelGraph:
         ]
 
     @cached_property
-    def _matrices(self) -> dict[tuple[str, frozenset[int]], Any]:
+    def _matrices(self) -> dict[tuple[tuple[str, ...], frozenset[int]], pricing.Quadratics]:
         return {}
 
-    def _matrix(self, column: str, removed: frozenset[int]) -> Any:
-        key = (column, removed)
-        if key not in self._matrices:
-            if column == "peak_memory_bytes":
-                self._matrices[key] = self._prices.memory_rows()
-            else:
-                self._matrices[key] = self._prices.quadratic(column, removed)
-        return self._matrices[key]
+    def _quadratics(self, columns: tuple[str, ...], removed: frozenset[int]) -> pricing.Quadratics:
+        if (columns, removed) not in self._matrices:
+            self._matrices[columns, removed] = self._prices.quadratics(columns, removed)
+        return self._matrices[columns, removed]
 
-    def _fill(self, column: str, w: npt.NDArray[np.float64], rows: Any, removed: frozenset[int],
+    @cached_property
+    def _memory_rows(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return self._prices.memory_rows()
+
+    def _fill(self, columns: Sequence[str], w: npt.NDArray[Any], rows: Any, removed: frozenset[int],
               out: npt.NDArray[np.float64]) -> None:  # fmt: skip
-        matrix = self._matrix(column, removed)
+        """Write the costs of these rows of `w` into `out`, [columns, N]."""
+        memory = [i for i, c in enumerate(columns) if c == "peak_memory_bytes"]
+        others = [i for i, c in enumerate(columns) if c != "peak_memory_bytes"]
+        quadratics = self._quadratics(tuple(columns[i] for i in others), removed)
         for start in range(0, len(w) if isinstance(rows, slice) else len(rows), pricing.CHUNK):
             part = (
                 slice(start, start + pricing.CHUNK) if isinstance(rows, slice) else rows[start : start + pricing.CHUNK]
             )
-            if column == "peak_memory_bytes":
-                out[part] = (w[part] @ matrix[0].T + matrix[1]).max(axis=1)
-            else:
-                out[part] = matrix.at(w[part])
+            chunk = np.ascontiguousarray(w[part].T, dtype=np.float64)  # [G, chunk]
+            for i, values in zip(others, quadratics.at(chunk), strict=True):
+                out[i, part] = values
+            for i in memory:
+                matrix, constants = self._memory_rows
+                out[i, part] = (matrix @ chunk + constants[:, None]).max(axis=0)
 
     def layers(self, widths: Mapping[str, int] | None = None) -> pd.DataFrame:
         """One row per operator of the evaluation pass: name, op, module, shapes, params, macs, activations and more.
@@ -459,17 +432,6 @@ class ChannelGraph:
         if unknown := keep.keys() - self.groups.keys():
             raise InvalidWidths(f"no group named {sorted(unknown)[0]!r}{suggestion(sorted(unknown)[0], self.groups)}")
         return {group: len(given[group] if isinstance(given, Mapping) else given) for group, given in keep.items()}
-
-
-def _peak(prices: pricing.Prices, values: list[int]) -> int:
-    """Most bytes of activations alive at one operator."""
-    alive = np.zeros(len(prices.ops) + 1)
-    for born, dies, term in pricing.storages(prices):
-        size = float(term.product[0])
-        for form in term.product[1]:
-            size *= float(form.at(values))
-        alive[born : dies + 1] += size * BYTES
-    return int(alive.max())
 
 
 def operator_table(graph: ChannelGraph, widths: Mapping[str, int] | None) -> pd.DataFrame:

@@ -33,6 +33,13 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
 
 
+def alike(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty meta tensor like x; `empty_like` on meta is Python and slow, so only odd strides go there."""
+    if x.is_contiguous():
+        return torch.empty(x.shape, dtype=dtype or x.dtype, device="meta")
+    return torch.empty_like(x, dtype=dtype, device="meta")
+
+
 def as_form(side: int | Side) -> Linear:
     """The side's size as a form."""
     return side.form if isinstance(side, Side) else constant(side)
@@ -260,7 +267,7 @@ def attention(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
       "_batch_norm_with_update")  # fmt: skip
 def batch_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     x = args[0]
-    out = torch.empty_like(x)
+    out = alike(x)
     xi = t.info(x)
     parameters = [a for a in args[1:5] if isinstance(a, Tensor)]
     side: int | Side = xi.sides[1]
@@ -291,7 +298,7 @@ def channel_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     parameters = [a for a in args[1:] if isinstance(a, Tensor)]
     for parameter in parameters:
         t.freeze_sides(t.info(parameter).sides, f"statistics over channels ({what}) at {t.path}")
-    out = torch.empty_like(x)
+    out = alike(x)
     t.know(out, Info(xi.sides, xi.labels))
     t.record(func._opname, what, [x, *parameters], [out])
     extras = len(func._schema.returns) - 1
@@ -308,7 +315,8 @@ def channel_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
 def pointwise(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     infos = [t.info(o) for o in operands]
-    shape = torch.broadcast_shapes(*(o.shape for o in operands))
+    shapes = {o.shape for o in operands}
+    shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
     in_place = func._opname.endswith("_") and not func._opname.endswith("__")
     if in_place and tuple(operands[0].shape) != tuple(shape):
         raise RuntimeError(f"an in-place {func._opname} of {list(operands[0].shape)} with {list(shape)}")
@@ -317,7 +325,7 @@ def pointwise(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     if in_place:
         out = operands[0]
     elif len(operands) == 1:
-        out = torch.empty_like(operands[0], dtype=dtype)
+        out = alike(operands[0], dtype)
     else:
         out = torch.empty(shape, dtype=dtype, device="meta")
     weight = frozenset().union(*(i.weight for i in infos)) if all(i.weight for i in infos) else frozenset()
@@ -466,6 +474,8 @@ def weight_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
       "new_zeros", "new_ones", "new_full", "new_empty", "randint", "randperm", "new_empty_strided")  # fmt: skip
 def factory(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     made: Tensor = func(*args, **{**kwargs, "device": torch.device("meta")})
+    if not made.numel():
+        return made  # what batch norm keeps for a backward pass
     if func._opname.endswith("_strided"):
         made = made.contiguous()
     sides: Sides = tuple(t.slack(n) if n > 1 else n for n in made.shape)

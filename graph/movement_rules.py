@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layer_rules import argument, as_form
+from .layer_rules import argument, as_form, empty
 from .sizes import Linear
 from .tracer import Info, Side, Sides, Tracer, rule
 
@@ -80,7 +80,7 @@ def _viewed(
             constant_before = prod(before[i] for i in old if sides[i] is not side)
             constant_after = prod(after[i] for i in new if i != carrier)
             factor = Fraction(constant_before, constant_after)
-            form = side.form * factor
+            form = t.sizes.reduce(side.form) * factor
             if factor.denominator > 1:
                 t.sizes.must_be_whole(form, f"divided by {factor.denominator} in a view at {t.path}")
             mixed = side.mixed or constant_after > 1
@@ -236,7 +236,7 @@ def _part(t: Tracer, side: int | Side, start: int, stop: int, of: int, step: int
     if len({n for _, n in side.pieces}) == 1:
         for other, _ in side.pieces[1:]:
             t.sizes.equate(side.pieces[0][0], other, f"halves of a split at {t.path}")
-    return Side(side.form * Fraction(stop - start, of), (), False, *place)
+    return Side(t.sizes.reduce(side.form) * Fraction(stop - start, of), (), False, *place)
 
 
 def _pieces_inside(
@@ -257,7 +257,7 @@ def _pieces_inside(
 def concatenation(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     tensors = [x for x in args[0] if not (x.dim() == 1 and x.shape[0] == 0)]
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % tensors[0].dim()
-    out: Tensor = func(*args, **kwargs)
+    out = _concatenated(func, args, kwargs, tensors, dim)
     infos = [t.info(x) for x in tensors]
     sides: list[int | Side] = []
     for d in range(out.dim()):
@@ -271,6 +271,15 @@ def concatenation(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     t.know(out, Info(tuple(sides), _joined_labels(t, tensors, infos, dim), fixed=all(i.fixed for i in infos)))
     t.record("cat", "concatenation", tensors, [out])
     return out
+
+
+def _concatenated(func: Any, args: Args, kwargs: Kwargs, tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The result's shape by hand where that is plain: concatenation on meta is Python and slow."""
+    first = tensors[0]
+    rest = [(x.dtype, x.shape[:dim], x.shape[dim + 1 :]) for x in tensors]
+    if any(r != rest[0] for r in rest):
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+    return empty([*first.shape[:dim], sum(x.shape[dim] for x in tensors), *first.shape[dim + 1 :]], first)
 
 
 def _joined(t: Tracer, sides: Sequence[int | Side], sizes: Sequence[int]) -> int | Side:
@@ -287,7 +296,9 @@ def _joined(t: Tracer, sides: Sequence[int | Side], sizes: Sequence[int]) -> int
     pieces: list[tuple[Linear, int]] = []
     for side, size in zip(sides, sizes, strict=True):
         pieces.extend(
-            side.pieces if isinstance(side, Side) and side.pieces and not side.whole else [(as_form(side), size)]
+            side.pieces
+            if isinstance(side, Side) and side.pieces and not side.whole
+            else [(t.sizes.reduce(as_form(side)), size)]
         )
     form = sum((f for f, _ in pieces[1:]), pieces[0][0])
     return Side(form, tuple(pieces))

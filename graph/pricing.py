@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from math import lcm
+from math import lcm, prod
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .costs import BYTES, EnergyTable
+from .costs import BYTES, Costs, EnergyTable
 from .sizes import Linear, constant
-from .tracer import Operator, Product, Sides, Tracer, numel
+from .tracer import Operator, Product, Shape, Sides, Tracer, numel
 
 Widths = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-CHUNK = 4096  # candidates priced at once, so that the intermediate rows stay in the cache
+Size = TypeVar("Size")
+CHUNK = 512  # candidates priced at once: they stay in the cache, and BLAS starts no threads for so few
 COUNTED = ("conv", "linear", "matrix product", "attention")
 
 
@@ -29,33 +31,49 @@ class Term:
     branches: frozenset[int] = frozenset()
 
 
-class Quadratic:
-    """A sum of terms of degree two at most, in the group widths: w -> (w, 1) Q (w, 1) / scale, exact in doubles."""
+class Quadratics:
+    """Several costs at once, each a sum of terms of degree two at most in the group widths, exact in doubles.
 
-    def __init__(self, terms: Iterable[Term], symbols: Sequence[int]) -> None:
-        column = {symbol: i for i, symbol in enumerate(symbols)}
+    Networks are chains, so few pairs of groups occur: the products of these pairs are formed once for all costs.
+    """
+
+    def __init__(self, costs: Sequence[Iterable[Term]], symbols: Sequence[int]) -> None:
+        polynomials = [_polynomial(terms, symbols) for terms in costs]
         n = len(symbols)
-        entries: dict[tuple[int, int], Fraction] = {}
-        for term in terms:
-            number, forms = _folded(term.product)
-            if len(forms) > 2:
-                raise ValueError(f"a cost of degree {len(forms)}")
-            rows = [[(column[s], Fraction(c)) for s, c in f.terms.items()] + [(n, Fraction(f.constant))] for f in forms]
-            rows += [[(n, Fraction(1))]] * (2 - len(rows))
-            for i, a in rows[0]:
-                for j, b in rows[1]:
-                    key = (min(i, j), max(i, j))
-                    entries[key] = entries.get(key, Fraction(0)) + number * a * b
-        self.scale = lcm(1, *(value.denominator for value in entries.values()))
-        matrix = np.zeros((n + 1, n + 1))
-        for (i, j), value in entries.items():
-            matrix[i, j] = float(value * self.scale)
-        self.square, self.linear, self.constant = matrix[:n, :n], matrix[:n, n] + matrix[n, :n], matrix[n, n]
+        pairs = sorted({key for entries in polynomials for key in entries if key[1] < n})
+        self.left, self.right = (np.array([pair[side] for pair in pairs], dtype=np.intp) for side in (0, 1))
+        scales = [lcm(1, *(value.denominator for value in entries.values())) for entries in polynomials]
+        keys = [*pairs, *((i, n) for i in range(n)), (n, n)]
+        rows = [
+            [float(entries.get(key, 0) * scale) for key in keys]
+            for entries, scale in zip(polynomials, scales, strict=True)
+        ]
+        table = np.array(rows).reshape(len(scales), len(keys))
+        self.coefficients, self.constants = table[:, :-1], table[:, -1:]
+        self.scales = np.array(scales, dtype=float)[:, None]
 
     def at(self, widths: Floats) -> Floats:
-        """[N, G] -> [N]; sums of whole numbers below 2^53, so nothing is rounded."""
-        values: Floats = np.einsum("ng,ng->n", widths @ self.square + self.linear, widths) + self.constant
-        return values / self.scale if self.scale > 1 else values
+        """[G, N], a group a row -> [costs, N]; sums of whole numbers below 2^53, so nothing is rounded."""
+        factors = np.concatenate([widths[self.left] * widths[self.right], widths])
+        return np.asarray((self.coefficients @ factors + self.constants) / self.scales)
+
+
+def _polynomial(terms: Iterable[Term], symbols: Sequence[int]) -> dict[tuple[int, int], Fraction]:
+    """(i, j) -> coefficient of width i times width j, i <= j; position G stands for 1."""
+    column = {symbol: i for i, symbol in enumerate(symbols)}
+    n = len(symbols)
+    entries: dict[tuple[int, int], Fraction] = {}
+    for term in terms:
+        number, forms = _folded(term.product)
+        if len(forms) > 2:
+            raise ValueError(f"a cost of degree {len(forms)}")
+        rows = [[(column[s], Fraction(c)) for s, c in f.terms.items()] + [(n, Fraction(f.constant))] for f in forms]
+        rows += [[(n, Fraction(1))]] * (2 - len(rows))
+        for i, a in rows[0]:
+            for j, b in rows[1]:
+                key = (min(i, j), max(i, j))
+                entries[key] = entries.get(key, Fraction(0)) + number * a * b
+    return entries
 
 
 def _folded(product: Product) -> tuple[Fraction, list[Linear]]:
@@ -107,7 +125,9 @@ class Prices:
             elif column == "activations":
                 terms.append(Term(self._product(op.out_sides[0]), branches))
             elif column == "activation_access":
-                terms += [Term(self._product(s), branches) for s in [*activations_in(op), op.out_sides[0]]]
+                terms += [
+                    Term(self._product(s), branches) for s in (*(s for s, _ in activations_in(op)), op.out_sides[0])
+                ]
             elif column == "weight_reads":
                 terms += [self._weight(name, branches) for name in op.weights]
             else:
@@ -119,13 +139,14 @@ class Prices:
             self.tracer.parameter_sides[name])  # fmt: skip
         return Term(product, branches)
 
-    def quadratic(self, column: str, removed: frozenset[int] = frozenset()) -> Quadratic:
-        """A cost as a matrix, with the terms of removed branches left out."""
-        return Quadratic([t for t in self.terms(column) if not t.branches & removed], self.symbols)
+    def quadratics(self, columns: Sequence[str], removed: frozenset[int] = frozenset()) -> Quadratics:
+        """Costs as matrices, with the terms of removed branches left out."""
+        costs = [[t for t in self.terms(column) if not t.branches & removed] for column in columns]
+        return Quadratics(costs, self.symbols)
 
     @cached_property
     def _storage(self) -> list[tuple[int, int, Term]]:
-        return storages(self)
+        return storages(self.ops, self.tracer.output_numbers, lambda sides, _: Term(self._product(sides)))
 
     def memory_rows(self) -> tuple[Floats, Floats]:
         """Rows (linear in the widths) of bytes alive at each operator: matrix [T, G] and constants [T]."""
@@ -147,9 +168,10 @@ class Prices:
 
 
 def _not_dominated(matrix: Floats, constants: Floats) -> npt.NDArray[np.intp]:
-    """Rows that may hold the maximum: duplicates are dropped."""
-    _, first = np.unique(np.column_stack([matrix, constants]), axis=0, return_index=True)
-    return first
+    """Rows that may hold the maximum: of two of which one is nowhere smaller (widths are not negative), that one."""
+    rows, first = np.unique(np.column_stack([matrix, constants]), axis=0, return_index=True)
+    kept = [i for i, row in enumerate(rows) if (rows >= row).all(axis=1).sum() == 1]
+    return first[kept]
 
 
 def is_counted(op: Operator) -> bool:
@@ -157,43 +179,67 @@ def is_counted(op: Operator) -> bool:
     return op.macs[0] != 0
 
 
-def activations_in(op: Operator) -> list[Sides]:
-    """Sides of the activations that the operator reads (weights left out)."""
-    return [sides for sides, is_weight in zip(op.in_sides, op.reads_weight, strict=True) if not is_weight]
+def activations_in(op: Operator) -> list[tuple[Sides, Shape]]:
+    """Sides and shapes of the activations that the operator reads (weights left out)."""
+    return [(s, n) for s, n, weight in zip(op.in_sides, op.in_shapes, op.reads_weight, strict=True) if not weight]
 
 
-def storages(prices: Prices) -> list[tuple[int, int, Term]]:
+def storages(
+    ops: Sequence[Operator], outputs: Sequence[int], measure: Callable[[Sides, Shape], Size]
+) -> list[tuple[int, int, Size]]:
     """(first operator, last operator, size) of every activation in memory: views and in-place results share one."""
     root: dict[int, int] = {}
     born: dict[int, int] = {}
     dies: dict[int, int] = {}
-    size: dict[int, Term] = {}
+    size: dict[int, Size] = {}
 
     def find(number: int) -> int:
         while root.get(number, number) != number:
             number = root[number]
         return number
 
-    for at, op in enumerate(prices.ops):
-        for number, sides in zip(op.inputs, [s for s, w in zip(op.in_sides, op.reads_weight, strict=True) if not w],
-                                 strict=True):  # fmt: skip
+    for at, op in enumerate(ops):
+        for number, (sides, shape) in zip(op.inputs, activations_in(op), strict=True):
             base = find(number)
             if base not in born:  # the image, or a constant that the model holds
-                born[base], size[base] = 0, Term(prices._product(sides))
+                born[base], size[base] = 0, measure(sides, shape)
             dies[base] = at
-        for number, sides in zip(op.outputs, op.out_sides, strict=True):
+        for number, sides, shape in zip(op.outputs, op.out_sides, op.out_shapes, strict=True):
             if op.is_view and op.inputs:
                 root[number] = find(op.inputs[0]) if number != op.inputs[0] else number
                 continue
             if op.is_view or number in born or root.get(number, number) != number:
                 dies[find(number)] = at
                 continue
-            born[number], dies[number], size[number] = at, at, Term(prices._product(sides))
-    last = len(prices.ops)
-    for number in prices.tracer.output_numbers:
+            born[number], dies[number], size[number] = at, at, measure(sides, shape)
+    last = len(ops)
+    for number in outputs:
         if find(number) in dies:
             dies[find(number)] = last
     return [(born[n], dies[n], size[n]) for n in born]
+
+
+def costs_now(tracer: Tracer, energy_table: EnergyTable) -> Costs:
+    """Costs of the traced model as it is, from the shapes that the trace met."""
+    ops = tracer.ops[: tracer.eval_ops]
+    counted = [op for op in ops if is_counted(op)]
+    values = [s.value for s in tracer.sizes.symbols]
+    macs = int(sum(op.macs[0] * prod(form.at(values) for form in op.macs[1]) for op in counted))
+    activations = sum(prod(op.out_shapes[0]) for op in counted)
+    access = activations + sum(prod(shape) for op in counted for _, shape in activations_in(op))
+    reads = sum(tracer.parameters[name].numel() for op in counted for name in op.weights)
+    alive = [0] * (len(ops) + 1)
+    for born, dies, size in storages(ops, tracer.output_numbers, lambda _, shape: BYTES * prod(shape)):
+        for at in range(born, dies + 1):
+            alive[at] += size
+    return Costs(
+        params=sum(p.numel() for p in tracer.model.parameters()),
+        macs=macs,
+        activations=activations,
+        peak_memory_bytes=max(alive),
+        memory_access=reads + access,
+        energy_uj=float(energy(np.float64(macs), np.float64(reads), np.float64(access), energy_table)),  # type: ignore[arg-type]
+    )
 
 
 def energy(macs: Floats, weight_reads: Floats, activation_access: Floats, table: EnergyTable) -> Floats:
@@ -203,4 +249,4 @@ def energy(macs: Floats, weight_reads: Floats, activation_access: Floats, table:
     return picojoules * 1e-6
 
 
-__all__ = ["Prices", "Quadratic", "Term", "energy"]
+__all__ = ["Prices", "Quadratics", "Term", "energy"]

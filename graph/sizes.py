@@ -18,10 +18,12 @@ class Linear:
     __slots__ = ("constant", "terms")
 
     def __init__(self, terms: Mapping[int, Number], constant: Number = 0) -> None:
-        self.terms = {symbol: _whole(c) for symbol, c in terms.items() if c}
+        self.terms = {symbol: c if type(c) is int else _whole(c) for symbol, c in terms.items() if c}
         self.constant = _whole(constant)
 
     def __add__(self, other: Linear) -> Linear:
+        if not other.terms and not other.constant:
+            return self
         terms = dict(self.terms)
         for symbol, c in other.terms.items():
             terms[symbol] = terms.get(symbol, 0) + c
@@ -52,6 +54,8 @@ class Linear:
 
 
 def _whole(number: Number) -> Number:
+    if type(number) is int:  # nearly always; an isinstance check against Fraction costs as much as all the rest
+        return number
     return number.numerator if isinstance(number, Fraction) and number.denominator == 1 else number
 
 
@@ -97,10 +101,14 @@ class Sizes:
 
     def reduce(self, form: Linear) -> Linear:
         """The form in unsolved symbols only."""
+        if self.solved.keys().isdisjoint(form.terms):
+            return form
         while stale := [s for s in form.terms if s in self.solved]:
             for symbol in stale:
                 solution = self.reduce(self.solved[symbol])
                 self.solved[symbol] = solution
+                if form.constant == 0 and len(form.terms) == 1:
+                    return solution * form.terms[symbol]
                 c = form.terms[symbol]
                 rest = {s: k for s, k in form.terms.items() if s != symbol}
                 form = Linear(rest, form.constant) + solution * c
@@ -114,15 +122,30 @@ class Sizes:
 
     def equate(self, a: Linear, b: Linear, why: str) -> None:
         """Add the equation a == b; a width that it ties to a constant is frozen for the reason given."""
-        difference = self.reduce(a) - self.reduce(b)
+        a, b = self.reduce(a), self.reduce(b)
+        if a == b or self._solve_lone(a, b, why) or self._solve_lone(b, a, why):
+            return
+        difference = a - b
         if not difference.terms:
             return
         symbol = min(difference.terms, key=self._eliminated_first)
         c = difference.terms[symbol]
         rest = Linear({s: k for s, k in difference.terms.items() if s != symbol}, difference.constant)
-        self.solved[symbol] = rest * Fraction(-1, 1) * (1 / Fraction(c))
+        self.solved[symbol] = rest * (-c if abs(c) == 1 else Fraction(-1) / c)
         if not rest.terms and self.symbols[symbol].kind == WIDTH:
             self.frozen[symbol] = why
+
+    def _solve_lone(self, a: Linear, b: Linear, why: str) -> bool:
+        """Solve `symbol == b` as it stands where that symbol is the one to eliminate, which is nearly always so."""
+        if len(a.terms) != 1 or a.constant:
+            return False
+        ((symbol, c),) = a.terms.items()
+        if c != 1 or any(self._eliminated_first(s) <= self._eliminated_first(symbol) for s in b.terms):
+            return False
+        self.solved[symbol] = b
+        if not b.terms and self.symbols[symbol].kind == WIDTH:
+            self.frozen[symbol] = why
+        return True
 
     def _eliminated_first(self, symbol: int) -> tuple[int, int]:
         entry = self.symbols[symbol]

@@ -144,7 +144,8 @@ class Tracer(TorchDispatchMode):
         self._number: dict[int, int] = {}
         self._alive: list[Tensor] = []
         self._moved: dict[int, Tensor] = {}
-        self.names = {id(m): name for name, m in reversed(list(model.named_modules()))}
+        self._modules = list(model.named_modules(remove_duplicate=False))
+        self.names = {id(m): name for name, m in reversed(self._modules)}
         self.stack: list[str] = []
         self.calls: list[tuple[str, int, int, int, int]] = []  # leaf calls: path, first/last operator, in/out tensor
         self.owner_of: dict[str, nn.Module] = {}
@@ -154,23 +155,32 @@ class Tracer(TorchDispatchMode):
         self.output_numbers: tuple[int, ...] = ()
         self.eval_ops = 0
         self.misread: list[int] = []  # operators whose sizes follow in another way than the reference read
+        self._by_every_name: dict[str, Tensor] = {}  # shared parameters under each of their names
         self._add_parameters(shapes or {})
 
     def _add_parameters(self, shapes: Mapping[str, Shape]) -> None:
-        owners = {f"{path}.{name}" if path else name: module for path, module in self.model.named_modules()
-                  for name in (*module._parameters, *module._buffers)}  # fmt: skip
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        for name, tensor in tensors:
-            if torch.nn.parameter.is_lazy(tensor):
-                raise UntraceableModel(f"{name} has no shape yet (a lazy module): run the model once before tracing it")
-            shape = shapes.get(name, tuple(tensor.shape))
-            meta = torch.empty(shape, dtype=tensor.dtype, device="meta")
-            sides: Sides = tuple(Side(self.sizes.new(n, PARAMETER, f"{name}[{d}]")) for d, n in enumerate(shape))
-            self.parameters[name] = meta
-            self.parameter_sides[name] = sides
-            self.owner_of[name] = owners.get(name, self.model)
-            self.untouched.add(name)
-            self.know(meta, Info(sides, self._parameter_labels(name, shape, sides), frozenset([name])))
+        made: dict[int, Tensor] = {}
+        for members in ("_parameters", "_buffers"):
+            for path, module in self._modules:
+                for short, tensor in getattr(module, members).items():
+                    if tensor is None:
+                        continue
+                    name = f"{path}.{short}" if path else short
+                    if id(tensor) not in made:
+                        made[id(tensor)] = self._add_parameter(name, tensor, module, shapes)
+                    self._by_every_name[name] = made[id(tensor)]
+
+    def _add_parameter(self, name: str, tensor: Tensor, owner: nn.Module, shapes: Mapping[str, Shape]) -> Tensor:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise UntraceableModel(f"{name} has no shape yet (a lazy module): run the model once before tracing it")
+        shape = shapes.get(name, tuple(tensor.shape))
+        meta = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        sides: Sides = tuple(Side(self.sizes.new(n, PARAMETER, f"{name}[{d}]")) for d, n in enumerate(shape))
+        self.parameters[name] = meta
+        self.parameter_sides[name] = sides
+        self.owner_of[name] = owner
+        self.untouched.add(name)
+        return self.know(meta, Info(sides, self._parameter_labels(name, shape, sides), frozenset([name])))
 
     def _parameter_labels(self, name: str, shape: Shape, sides: Sides) -> list[Tensor]:
         if self.labelled is None:
@@ -195,9 +205,10 @@ class Tracer(TorchDispatchMode):
             inputs.append(x)
         modes = {m: m.training for m in self.model.modules()}
         try:
-            self.model.train(training)
+            if any(mode != training for mode in modes.values()):
+                self.model.train(training)
             with self._watched(), torch.no_grad(), self:
-                output = torch.func.functional_call(self.model, self.parameters, tuple(inputs), strict=False)
+                output = torch.func.functional_call(self.model, self._by_every_name, tuple(inputs), tie_weights=False)
         except UntraceableModel:
             raise
         except Clash as clash:
@@ -215,7 +226,8 @@ class Tracer(TorchDispatchMode):
             ) from None
         finally:
             for module, mode in modes.items():
-                module.training = mode
+                if module.training != mode:
+                    module.training = mode
         leaves = _tensors(output)
         self.output_numbers += tuple(self._number[id(leaf)] for leaf in leaves if id(leaf) in self._number)
         for leaf in leaves:

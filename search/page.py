@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from ..training.folder import write_text
@@ -15,52 +17,74 @@ from .space import CHOICE, WIDTH
 from .studies import DUPLICATE_OF
 
 AXES = {"macs": "MACs", "params": "parameters"}
+COLOURS = px.colors.qualitative.D3
+FRONT = {"color": "#222", "width": 1.5}
+# Plotly's own tool bar offers to upload the chart to its makers: this page keeps its data to itself.
+CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
+LAYOUT = {"template": "plotly_white", "height": 420, "margin": {"t": 30, "l": 70, "r": 20, "b": 60}}
+ACCURACY = "validation accuracy"
+SYMBOLS = {"pruned": "x"}
+HISTORY_SAYS = "Each point is a trial after its short training; the line is the best so far."
+FRONT_SAYS = "Trials after their short training; no other trial is both more accurate and cheaper than one on the line."
+PARALLEL_SAYS = (
+    "Each line is a trial. Axes of channel groups show the proportion that was asked for, before the budget scales all "
+    "of them alike; a group that the trial's network lacks lies at 1. Drag along an axis to pick trials."
+)
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}pre{white-space:pre-wrap}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
+    "pre{overflow-x:auto}h2{margin:2.5rem 0 0}p{margin:.2rem 0 .5rem;color:#444}.wide{overflow-x:auto}"
 )
 
 
 def write_page(path: Path, title: str, summary: str, trials: pd.DataFrame, group: str | None = None) -> None:
     """Write the page of one search, or, with the column `group`, of several; raises InvalidRun."""
     complete = trials[trials["state"] == "complete"]
-    figures = [_history(trials, group)]
-    figures += [_front(complete, cost, group) for cost in COSTS]
-    figures += [_parallel(complete)]
-    scripts = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(figures)]
+    plots = [_section("Optimisation history", HISTORY_SAYS, _history(trials, group), first=True)]
+    plots += [_section(f"Accuracy against {AXES[cost]}", FRONT_SAYS, _front(complete, cost, group)) for cost in COSTS]
+    plots += [_section("Parallel coordinates", PARALLEL_SAYS, _parallel(complete))]
     write_text(
         path,
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>\n'
-        f"<h1>{escape(title)}</h1>\n<pre>{escape(summary)}</pre>\n" + "\n".join(scripts) + "\n</html>\n",
+        f"<h1>{escape(title)}</h1>\n<pre>{escape(summary)}</pre>\n" + "\n".join(plots) + "\n</html>\n",
     )
+
+
+def _section(title: str, says: str, figure: go.Figure, first: bool = False) -> str:
+    """Heading, one sentence, plot; the first one brings the drawing code for all."""
+    plot = figure.to_html(full_html=False, include_plotlyjs=first, config=CONFIG)
+    return f'<h2>{title}</h2>\n<p>{says}</p>\n<div class="wide">{plot}</div>'
 
 
 def _history(trials: pd.DataFrame, group: str | None) -> go.Figure:
     """Validation accuracy by trial, and the best so far."""
     figure = go.Figure()
-    for name, rows in _groups(trials, group):
+    for name, rows, colour in _groups(trials, group):
         for state, marked in rows.dropna(subset=["value"]).groupby("state"):
-            figure.add_scatter(x=marked["trial"], y=marked["value"], mode="markers", name=f"{name}{state}")
+            marker = {"color": colour, "size": 8, "symbol": SYMBOLS.get(str(state), "circle")}
+            figure.add_scatter(x=marked["trial"], y=marked["value"], mode="markers", name=f"{name}{state}", marker=marker)
         complete = rows[rows["state"] == "complete"]
-        figure.add_scatter(x=complete["trial"], y=complete["value"].cummax(), mode="lines", name=f"{name}best so far")
-    return figure.update_layout(
-        title="Optimisation history", xaxis_title="trial", yaxis_title="validation accuracy", yaxis_tickformat=".1%"
-    )
+        best = complete["value"].cummax()
+        line = {"color": colour, "shape": "hv"}
+        figure.add_scatter(x=complete["trial"], y=best, mode="lines", name=f"{name}best so far", line=line)
+    return _laid_out(figure, "trial")
 
 
 def _front(complete: pd.DataFrame, cost: str, group: str | None) -> go.Figure:
     """Validation accuracy against one cost, and the trials that nothing beats."""
     figure = go.Figure()
-    for name, rows in _groups(complete, group):
-        figure.add_scatter(
-            x=rows[cost], y=rows["value"], mode="markers", name=f"{name}trials", text=rows["key"], opacity=0.6
-        )
+    for name, rows, colour in _groups(complete, group):
+        text = [f"trial {number}" for number in rows["trial"]]
+        marker = {"color": colour, "size": 8}
+        figure.add_scatter(x=rows[cost], y=rows["value"], mode="markers", name=f"{name}trials", text=text, marker=marker)
     front = pareto(complete, (cost,))
-    figure.add_scatter(x=front[cost], y=front["value"], mode="lines+markers", name="Pareto front", line_shape="hv")
+    line = {**FRONT, "shape": "hv"}
+    figure.add_scatter(x=front[cost], y=front["value"], mode="lines", name="Pareto front", line=line)
+    return _laid_out(figure, AXES[cost])
+
+
+def _laid_out(figure: go.Figure, abscissa: str) -> go.Figure:
     return figure.update_layout(
-        title=f"Accuracy against {AXES[cost]}",
-        xaxis_title=AXES[cost],
-        yaxis_title="validation accuracy",
-        yaxis_tickformat=".1%",
+        **LAYOUT, xaxis_title=abscissa, yaxis_title=ACCURACY, yaxis_tickformat=".1%", showlegend=True
     )
 
 
@@ -68,23 +92,30 @@ def _parallel(complete: pd.DataFrame) -> go.Figure:
     """Every complete trial as a line through its parameters, coloured by accuracy."""
     trained = complete[complete[DUPLICATE_OF].isna()]
     dimensions = [_dimension(trained, name) for name in map(str, trained.columns) if name.startswith((CHOICE, WIDTH))]
-    dimensions.append({"label": "accuracy", "values": trained["value"].astype(float)})
-    line = {"color": trained["value"].astype(float), "colorscale": "Viridis", "showscale": True}
+    accuracy = trained["value"].astype(float)
+    dimensions.append({"label": "accuracy", "values": accuracy, "tickformat": ".1%"})
+    line = {"color": accuracy, "colorscale": "Viridis", "showscale": True, "colorbar": {"tickformat": ".0%"}}
     figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelangle=-45))
-    return figure.update_layout(title="Parallel coordinates", height=600, width=max(1000, 90 * len(dimensions)))
+    room = {**LAYOUT, "height": 600, "margin": {"t": 150, "l": 50, "r": 100, "b": 30}}  # for the slanted names
+    return figure.update_layout(**room, width=max(1100, 80 * len(dimensions)))
 
 
 def _dimension(trained: pd.DataFrame, column: str) -> dict[str, object]:
-    """One axis: widths as log2 of the proportion, choices as ticks; a group that this structure lacks lies at 0."""
+    """One axis: the proportion of a width on a log scale, choices as ticks; a group that the network lacks is at 1."""
     label = column.partition(" ")[2]
     if column.startswith(WIDTH):
-        return {"label": label, "values": np.log2(trained[column].astype(float).fillna(1.0))}
+        values = np.log2(trained[column].astype(float).fillna(1.0))
+        reach = max(1, math.ceil(values.abs().max())) if len(values) else 1
+        ticks = list(range(-reach, reach + 1))
+        names = [f"{2.0**tick:g}" for tick in ticks]
+        return {"label": label, "values": values, "range": [-reach, reach], "tickvals": ticks, "ticktext": names}
     codes, names = pd.factorize(trained[column].astype(str), sort=True)
     return {"label": label, "values": codes, "tickvals": list(range(len(names))), "ticktext": list(names)}
 
 
-def _groups(trials: pd.DataFrame, group: str | None) -> list[tuple[str, pd.DataFrame]]:
-    """(prefix of the legend, rows) of each group."""
+def _groups(trials: pd.DataFrame, group: str | None) -> list[tuple[str, pd.DataFrame, str]]:
+    """(prefix of the legend, rows, colour) of each group."""
     if group is None:
-        return [("", trials)]
-    return [(f"{name}: ", rows) for name, rows in trials.groupby(group, sort=False)]
+        return [("", trials, COLOURS[0])]
+    named = enumerate(trials.groupby(group, sort=False))
+    return [(f"{name}: ", rows, COLOURS[i % len(COLOURS)]) for i, (name, rows) in named]

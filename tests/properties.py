@@ -17,10 +17,20 @@ def counted(model: nn.Module, shape: Shape) -> tuple[int, int]:
     """(params, MACs) by an independent counter: on meta, unless the model holds tensors that cannot go there."""
     holds = any(isinstance(v, Tensor) for module in model.modules() for v in vars(module).values())
     device = "cpu" if holds else "meta"
-    bare = copy.deepcopy(model).to(device).eval()
+    bare = _without_what_is_not_counted(copy.deepcopy(model).to(device).eval())
     with torch.no_grad(), torch.device(device), FlopCounterMode(display=False) as counter:
         bare(torch.empty(shape).zero_())
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+
+
+def _without_what_is_not_counted(model: nn.Module) -> nn.Module:
+    """Normalisation and activations taken out: they cost no MACs, and running them on meta takes most of the time."""
+    free = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.LeakyReLU, nn.Dropout)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, free):
+                setattr(parent, name, nn.Identity())
+    return model
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -58,13 +68,18 @@ def check_counts(model: nn.Module, shape: Shape) -> pz.ChannelGraph:
 
 
 def check_widths(graph: pz.ChannelGraph, model: nn.Module, shape: Shape, n: int, seed: int = 0) -> None:
-    """2: at random valid widths the resized model runs and costs its price, to the unit, by both counters."""
+    """2: at random valid widths the resized model runs and costs its price, to the unit.
+
+    By an independent counter for each, and by tracing again for the first three.
+    """
     widths = graph.random_widths(n, seed=seed)
     assert graph.valid(widths).all()
     prices = graph.price_many(widths)
-    for row, price in zip(widths, prices.itertuples(), strict=True):
+    for i, (row, price) in enumerate(zip(widths, prices.itertuples(), strict=True)):
         resized = graph.resize(model, dict(zip(graph.groups, row.tolist(), strict=True)))
         assert (price.params, price.macs) == counted(resized, shape)
+        if i >= 3:
+            continue
         again = pz.trace(resized, shape).price()
         assert (again.params, again.macs, again.peak_memory_bytes) == (
             price.params,

@@ -1,0 +1,49 @@
+# make search: the main job on the embedded digits; make test: everything quick. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/installed
+TESTED := $(VENV)/tested
+OUT ?= runs/digits
+
+.PHONY: search test test-all test-system lint types check clean
+
+search: $(INSTALLED)
+	$(BIN)/pocketzoo search mobilenet_v2 --data digits --macs 1M --trials 20 --out $(OUT)
+
+test: $(TESTED) lint types
+	$(BIN)/python -m pytest -n 2 -m "not slow and not system"
+
+test-all: $(TESTED)
+	$(BIN)/python -m pytest -n 2 -m "not system" --durations=20
+
+test-system: $(TESTED)
+	$(BIN)/python -m pytest -m system --no-skips
+
+lint: $(TESTED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The checkout is the package, and mypy wants its root to be called pocketzoo whatever the clone is called.
+types: $(TESTED)
+	@mkdir -p $(VENV)/typed && ln -sfn "$(CURDIR)" $(VENV)/typed/pocketzoo
+	cd $(VENV)/typed && ../bin/mypy --config-file pocketzoo/pyproject.toml pocketzoo/*.py $(addprefix pocketzoo/,graph zoo profiler training search)
+
+check: lint types
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: the packages that follow then leave it as it is.
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(TESTED): $(INSTALLED)
+	$(PIP) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
