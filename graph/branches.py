@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .tracer import Operator, Side, Tracer
+from .record import Operator, Side
+from .tracer import Tracer
 
 
 class Removed(nn.Module):

@@ -19,7 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from .confirm import run_passes, shapes_at
-from .tracer import Shape, Side, Tracer
+from .record import Shape, Side
+from .tracer import Tracer
 
 Indices = npt.NDArray[np.int64]
 

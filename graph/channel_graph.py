@@ -18,10 +18,12 @@ from .cells import Channels, Match, label, match
 from .confirm import broken_constraint, confirmed, follow, free_widths, shapes_at, steps_of, values_at
 from .costs import Costs, EnergyTable, default_energy
 from .masks import masked
+from .record import Shape, Side
 from .resize import grouped_reads, indices, rebuild
 from .sampling import sample_widths
 from .sizes import WIDTH, Linear
-from .tracer import Shape, Side, Tracer
+from .table import operator_table
+from .tracer import Tracer
 
 Widths = dict[str, int]
 Keep = dict[str, Any]  # group -> kept indices; of a group tied by size only: layer -> kept indices
@@ -123,8 +125,8 @@ class ChannelGraph:
         """Linear forms that must be whole and positive: scaled integer rows, constants, and scales."""
         sizes = self._tracer.sizes
         forms = {sizes.reduce_to(f, set(self._symbols)) for f in sizes.whole}
-        forms |= {sizes.reduce_to(s.form, set(self._symbols)) for sides in self._tracer.parameter_sides.values() for s in sides
-                  if isinstance(s, Side)}  # fmt: skip
+        sides = [s for own in self._tracer.parameter_sides.values() for s in own if isinstance(s, Side)]
+        forms |= {sizes.reduce_to(s.form, set(self._symbols)) for s in sides}
         varying = [f for f in forms if f.terms]
         column = {s: i for i, s in enumerate(self._symbols)}
         rows = np.zeros((len(varying), len(self._symbols)))
@@ -249,7 +251,13 @@ class ChannelGraph:
 
         Parameters that several operators share are counted where they are first read.
         """
-        return operator_table(self, widths)
+        if widths is None:
+            tracer, values = self._first, [s.value for s in self._first.sizes.symbols]
+        else:
+            full = self.check(widths)
+            tracer = self._tracer
+            values = values_at(tracer, {s: full[self._names[s]] for s in self._symbols})
+        return operator_table(tracer, values, {name for name, _ in self._model.named_parameters()})
 
     # -- sampling, selecting, resizing -------------------------------------------------------------------------------
 
@@ -353,9 +361,9 @@ class ChannelGraph:
             {op.path for op in self._tracer.ops if op.kind == "grouped conv" or op.name in ("split", "slice")}
         )
         return (
-            f"no set of channels fits: side {side} of {name} needs {needed} channels that are split, grouped or shuffled "
-            f"alike, and the model has {there} (joint constraints at {', '.join(divided[:3])}); other widths may fit, "
-            "or select(strict=False) draws fresh what has no source"
+            f"no set of channels fits: side {side} of {name} needs {needed} channels that are split, grouped or "
+            f"shuffled alike, and the model has {there} (joint constraints at {', '.join(divided[:3])}); other widths "
+            "may fit, or select(strict=False) draws fresh what has no source"
         )
 
     def resize(
@@ -432,43 +440,3 @@ class ChannelGraph:
         if unknown := keep.keys() - self.groups.keys():
             raise InvalidWidths(f"no group named {sorted(unknown)[0]!r}{suggestion(sorted(unknown)[0], self.groups)}")
         return {group: len(given[group] if isinstance(given, Mapping) else given) for group, given in keep.items()}
-
-
-def operator_table(graph: ChannelGraph, widths: Mapping[str, int] | None) -> pd.DataFrame:
-    """The rows of `layers`, at the present or other widths."""
-    tracer = graph._first if widths is None else graph._tracer
-    values = [s.value for s in tracer.sizes.symbols]
-    if widths is not None:
-        full = graph.check(widths)
-        values = values_at(tracer, {s: full[graph._names[s]] for s in graph._symbols})
-    parameters = {name for name, _ in graph._model.named_parameters()}
-    seen: set[str] = set()
-    rows = []
-    for op in tracer.ops[: tracer.eval_ops]:
-        if op.is_view and not op.inputs:
-            continue
-        own = [w for w in op.weights if w in parameters and w not in seen]
-        seen.update(own)
-        ins = [
-            _shape(sides, values)
-            for sides, is_weight in zip(op.in_sides, op.reads_weight, strict=True)
-            if not is_weight
-        ]
-        outs = [_shape(sides, values) for sides in op.out_sides]
-        counted = pricing.is_counted(op)
-        weights = sum(int(np.prod(_shape(tracer.parameter_sides[w], values))) for w in op.weights)
-        macs = op.macs[0]
-        for form in op.macs[1]:
-            macs *= form.at(values)
-        elements = [int(np.prod(s)) for s in ins], [int(np.prod(s)) for s in outs]
-        rows.append({
-            "name": op.path, "op": op.kind, "aten": op.name, "in_shapes": ins, "out_shapes": outs,
-            "params": sum(int(np.prod(_shape(tracer.parameter_sides[w], values))) for w in own),
-            "macs": int(macs), "flops": 2 * int(macs), "activations": elements[1][0] if counted else 0,
-            "memory_access": sum(elements[0]) + elements[1][0] + weights if counted else 0,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def _shape(sides: Sequence[int | Side], values: list[int]) -> tuple[int, ...]:
-    return tuple(int(s.form.at(values)) if isinstance(s, Side) else s for s in sides)

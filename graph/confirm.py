@@ -8,9 +8,10 @@ from math import lcm
 
 from torch import nn
 
-from . import layer_rules, movement_rules  # noqa: F401  (they register how operators are answered)
+from . import elementwise_rules, layer_rules, part_rules, view_rules  # noqa: F401  (they register their answers)
+from .record import Clash, Operator, Shape, Side
 from .sizes import WIDTH, Linear, Number, Sizes
-from .tracer import Clash, Operator, Shape, Side, Tracer
+from .tracer import Tracer
 
 
 def follow(model: nn.Module, inputs: Sequence[Shape], readings: Mapping[int, int] | None = None) -> Tracer:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .costs import BYTES, Costs, EnergyTable
+from .record import Operator, Product, Shape, Sides, numel
 from .sizes import Linear, constant
-from .tracer import Operator, Product, Shape, Sides, Tracer, numel
+from .tracer import Tracer
 
 Widths = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

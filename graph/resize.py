@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .cells import Channels, Indices, positions
-from .tracer import Shape
+from .record import Shape
 
 Index = list[Indices | None]  # for each side of a parameter: source positions (-1: fresh), None: unchanged
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import match
-from .tracer import Side, Tracer
+from .record import Operator, Side
+from .tracer import Tracer
 
 if TYPE_CHECKING:
     from .channel_graph import ChannelGraph
@@ -66,11 +67,8 @@ def joined_groups(graph: ChannelGraph) -> list[list[str]]:
     return list(components.values())
 
 
-def _dividing(tracer: Tracer, op: object) -> list[tuple[int | Side, ...]]:
+def _dividing(tracer: Tracer, op: Operator) -> list[tuple[int | Side, ...]]:
     """Sides along which the operator treats channels differently by their position."""
-    from .tracer import Operator
-
-    assert isinstance(op, Operator)
     if op.is_view and not op.inputs:
         return []
     if op.kind == "grouped conv":
@@ -86,7 +84,7 @@ def _dividing(tracer: Tracer, op: object) -> list[tuple[int | Side, ...]]:
 
 
 def _feasible(graph: ChannelGraph, joined: list[list[str]], rng: np.random.Generator) -> list[list[list[int]]]:
-    """For each set of joined groups, widths at which every cell has the channels that it needs; the present ones at least."""
+    """For each set of joined groups, widths at which every cell has the channels it needs; at least the present."""
     found = [[[graph.groups[name] for name in component]] for component in joined]
     for i in range(ROUNDS):
         trial = dict(graph.groups)

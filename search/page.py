@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import plotly.graph_objects as go
 
 from ..training.folder import write_text
 from .outcome import COSTS, pareto
-from .space import CHOICE, WIDTH
+from .space import CHOICE, HIGHEST, LOWEST, WIDTH
 from .studies import DUPLICATE_OF
 
 AXES = {"macs": "MACs", "params": "parameters"}
@@ -23,12 +22,13 @@ FRONT = {"color": "#222", "width": 1.5}
 CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
 LAYOUT = {"template": "plotly_white", "height": 420, "margin": {"t": 30, "l": 70, "r": 20, "b": 60}}
 ACCURACY = "validation accuracy"
+PROPORTIONS = {"tickvals": [-1, 0, 1], "ticktext": ["0.5", "1", "2"]}
 SYMBOLS = {"pruned": "x"}
 HISTORY_SAYS = "Each point is a trial after its short training; the line is the best so far."
 FRONT_SAYS = "Trials after their short training; no other trial is both more accurate and cheaper than one on the line."
 PARALLEL_SAYS = (
     "Each line is a trial. Axes of channel groups show the proportion that was asked for, before the budget scales all "
-    "of them alike; a group that the trial's network lacks lies at 1. Drag along an axis to pick trials."
+    "of them alike; a group that its network lacks lies at 1. Drag along an axis to pick trials; wide plots scroll."
 )
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
@@ -61,7 +61,9 @@ def _history(trials: pd.DataFrame, group: str | None) -> go.Figure:
     for name, rows, colour in _groups(trials, group):
         for state, marked in rows.dropna(subset=["value"]).groupby("state"):
             marker = {"color": colour, "size": 8, "symbol": SYMBOLS.get(str(state), "circle")}
-            figure.add_scatter(x=marked["trial"], y=marked["value"], mode="markers", name=f"{name}{state}", marker=marker)
+            figure.add_scatter(
+                x=marked["trial"], y=marked["value"], mode="markers", name=f"{name}{state}", marker=marker
+            )
         complete = rows[rows["state"] == "complete"]
         best = complete["value"].cummax()
         line = {"color": colour, "shape": "hv"}
@@ -75,7 +77,9 @@ def _front(complete: pd.DataFrame, cost: str, group: str | None) -> go.Figure:
     for name, rows, colour in _groups(complete, group):
         text = [f"trial {number}" for number in rows["trial"]]
         marker = {"color": colour, "size": 8}
-        figure.add_scatter(x=rows[cost], y=rows["value"], mode="markers", name=f"{name}trials", text=text, marker=marker)
+        figure.add_scatter(
+            x=rows[cost], y=rows["value"], mode="markers", name=f"{name}trials", text=text, marker=marker
+        )
     front = pareto(complete, (cost,))
     line = {**FRONT, "shape": "hv"}
     figure.add_scatter(x=front[cost], y=front["value"], mode="lines", name="Pareto front", line=line)
@@ -105,10 +109,7 @@ def _dimension(trained: pd.DataFrame, column: str) -> dict[str, object]:
     label = column.partition(" ")[2]
     if column.startswith(WIDTH):
         values = np.log2(trained[column].astype(float).fillna(1.0))
-        reach = max(1, math.ceil(values.abs().max())) if len(values) else 1
-        ticks = list(range(-reach, reach + 1))
-        names = [f"{2.0**tick:g}" for tick in ticks]
-        return {"label": label, "values": values, "range": [-reach, reach], "tickvals": ticks, "ticktext": names}
+        return {"label": label, "values": values, "range": np.log2([LOWEST, HIGHEST]), **PROPORTIONS}
     codes, names = pd.factorize(trained[column].astype(str), sort=True)
     return {"label": label, "values": codes, "tickvals": list(range(len(names))), "ticktext": list(names)}
 

@@ -95,7 +95,7 @@ class Plan:
         """What may not differ between two runs of one search; the number of trials and their time may."""
         return {
             "kind": "search",
-            "architecture": self.base.to_json(),
+            "architecture": json.loads(self.base.to_json()),
             "data": self.data_at(self.base.resolution).hash,
             "budget": self.budget.to_dict(),
             "weights": None if self.weights is None else str(self.weights),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..errors import InvalidRun
 
 FINGERPRINT = "run.json"
@@ -27,8 +29,9 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _settle(temporary)
         temporary.replace(path)
-    except OSError as error:
-        raise InvalidRun(f"cannot write {path}: {error.strerror or error}; give a folder with room for it") from None
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidRun(f"cannot write {path}: {reason}; give a folder with room for it") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -53,17 +56,24 @@ def open_folder(out: str | Path, fingerprint: Mapping[str, Any]) -> Path:
     ours = json.loads(json.dumps(fingerprint))
     if FINGERPRINT in present:
         theirs = _read_fingerprint(folder / FINGERPRINT)
-        if differing := sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key)):
-            key = differing[0]
+        if ours != theirs:
             raise InvalidRun(
-                f"{folder} holds another run: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}; "
-                "give another folder, or remove this one"
+                f"{folder} holds another run: {_difference(ours, theirs)}; give another folder, or remove this one"
             )
     elif present:
         raise InvalidRun(f"{folder} holds {present[0]!r}, which no run of ours begun; give a new or empty folder")
     else:
         write_text(folder / FINGERPRINT, json.dumps(ours, indent=1, sort_keys=True) + "\n")
     return folder
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], within: str = "") -> str:
+    """The first entry that differs, as deep as both have entries: `its recipe.epochs is 4, not 5`."""
+    key = min(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    our, their = ours.get(key), theirs.get(key)
+    if isinstance(our, dict) and isinstance(their, dict):
+        return _difference(our, their, f"{within}{key}.")
+    return f"its {within}{key} is {their!r}, not {our!r}"
 
 
 def _read_fingerprint(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,14 +59,13 @@ def train(
     dataset = data if isinstance(data, DataSet) else load_data(data, resolution=resolution)
     architecture = fitted(model, dataset)
     recipe = recipe or recipe_for(len(dataset.train))
-    folder = open_folder(
-        out, {"kind": "train", "architecture": architecture.to_json(), "data": dataset.hash, "recipe": asdict(recipe)}
-    )
-    if (folder / RESULT_NAME).exists():
-        return Result.from_json((folder / RESULT_NAME).read_text(encoding="utf-8"))
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
-        network = architecture.build()
+        network = architecture.build()  # before the folder is begun: what cannot be built leaves nothing behind
+    record = json.loads(architecture.to_json())
+    folder = open_folder(out, {"kind": "train", "architecture": record, "data": dataset.hash, "recipe": asdict(recipe)})
+    if (folder / RESULT_NAME).exists():
+        return Result.from_json((folder / RESULT_NAME).read_text(encoding="utf-8"))
     history = fit(network, dataset, recipe, teacher=teacher, checkpoint_dir=folder, progress=progress)
     network.cpu()
     score = evaluate(network, dataset.test, dataset.info)

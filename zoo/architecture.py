@@ -38,6 +38,12 @@ class Architecture:
     in_channels: int = 3
     resolution: int = 224
 
+    def __post_init__(self) -> None:
+        for name in INPUT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidSetting(f"{name} is {value!r}; expected a whole number of at least 1")
+
     @classmethod
     def of(cls, name: str, *, widths: Mapping[str, int] | None = None, **settings: Any) -> Architecture:
         """The record of a zoo name or `module:factory` with settings on top; raises UnknownModel, InvalidSetting."""
@@ -135,6 +141,7 @@ class Architecture:
             version = record.pop("format")
             if version != FORMAT:
                 raise InvalidSetting(f"architecture format {version} is not {FORMAT}: written by another pocketzoo")
+            record.pop("data", None)  # a run's best.json says beside it what the network was trained on
             settings, widths = record.pop("settings"), record.pop("widths")
             return cls(settings=_frozen(settings), widths=_checked(widths), **record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,42 @@
+"""What rules share: arguments by name, and empty tensors made without the meta device's slow Python paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .record import Side
+from .sizes import Linear, constant
+
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
+
+
+def argument(func: Any, args: Args, kwargs: Kwargs, name: str) -> Any:
+    """An argument by its name in the operator's schema, default included."""
+    for position, entry in enumerate(func._schema.arguments):
+        if entry.name == name:
+            if position < len(args) and not entry.kwarg_only:
+                return args[position]
+            return kwargs.get(name, entry.default_value)
+    raise KeyError(name)
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An empty meta tensor."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
+
+
+def alike(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty meta tensor like x; `empty_like` on meta is Python and slow, so only odd strides go there."""
+    if x.is_contiguous():
+        return torch.empty(x.shape, dtype=dtype or x.dtype, device="meta")
+    return torch.empty_like(x, dtype=dtype, device="meta")
+
+
+def as_form(side: int | Side) -> Linear:
+    """The side's size as a form."""
+    return side.form if isinstance(side, Side) else constant(side)
