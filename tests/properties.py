@@ -70,16 +70,15 @@ def check_counts(model: nn.Module, shape: Shape) -> pz.ChannelGraph:
 def check_widths(graph: pz.ChannelGraph, model: nn.Module, shape: Shape, n: int, seed: int = 0) -> None:
     """2: at random valid widths the resized model runs and costs its price, to the unit.
 
-    By an independent counter for each, and by tracing again for the first three.
+    Counted by tracing the resized model, and by an independent counter for the first three.
     """
     widths = graph.random_widths(n, seed=seed)
     assert graph.valid(widths).all()
     prices = graph.price_many(widths)
     for i, (row, price) in enumerate(zip(widths, prices.itertuples(), strict=True)):
         resized = graph.resize(model, dict(zip(graph.groups, row.tolist(), strict=True)))
-        assert (price.params, price.macs) == counted(resized, shape)
-        if i >= 3:
-            continue
+        if i < 3:
+            assert (price.params, price.macs) == counted(resized, shape)
         again = pz.trace(resized, shape).price()
         assert (again.params, again.macs, again.peak_memory_bytes) == (
             price.params,

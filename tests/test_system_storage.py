@@ -168,9 +168,7 @@ def test_two_processes_share_a_study_on_postgresql(folder: Path, storage: str) -
     assert len(set(trained)) == len(trained)
     for out in ("first", "second"):  # each process leaves a whole run
         assert (folder / out / "best.onnx").stat().st_size > 0
-        assert {trial.number for trial in trials if trial.state in OVER} >= set(
-            pd.read_csv(folder / out / "trials.csv")["trial"]
-        )
+        assert set(pd.read_csv(folder / out / "trials.csv")["trial"]) == set(range(len(trials)))
 
     more = search(folder / "third", storage, TRIALS + 3, 2)  # as on a machine that joins later
     assert len(more) == TRIALS + 3
@@ -196,3 +194,61 @@ def test_a_process_killed_beside_postgresql_loses_no_finished_trial(folder: Path
     assert dict(table["value"][list(finished)]) == finished
     assert sum(table["state"].isin(["complete", "pruned"])) == len(finished) + 1
     assert not table["state"].isin(["running", "failed"]).any()
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB; conftest leaves these tests out where nothing may be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(disk: Path, room: int) -> None:
+    """Leave `room` KiB."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - room * 1024))
+
+
+def command(folder: Path, out: Path, trials: int) -> subprocess.CompletedProcess[str]:
+    options = ["--data", "digits", "--macs", "40k", "--epochs", "2", "--trials", str(trials), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    program = [sys.executable, "-m", "pocketzoo", "search", "systemnets:net", *options]
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def finished_in(database: Path, copy: Path) -> dict[int, float | None]:
+    """The trials in a study's file, read from a copy."""
+    shutil.copy(database, copy)
+    return {trial.number: trial.value for trial in trials_in(f"sqlite:///{copy}") if trial.state in OVER}
+
+
+def test_a_disk_that_is_really_full(folder: Path, disk: Path) -> None:
+    out = disk / "run"
+    first = command(folder, out, 2)
+    assert first.returncode == 0, first.stderr
+    finished = finished_in(out / "study.db", folder / "copy.db")
+    assert len(finished) == 2
+    for room in (0, 8, 16, 32, 512):  # it fills up at another moment each time
+        fill(disk, room)
+        stopped = command(folder, out, 8)
+        assert stopped.returncode == 2, (room, stopped.stderr)
+        assert stopped.stderr.startswith("pocketzoo: "), (room, stopped.stderr)
+        assert stopped.stderr.count("\n") == 1, (room, stopped.stderr)
+        assert "full" in stopped.stderr or "No space left" in stopped.stderr
+        before, finished = finished, finished_in(out / "study.db", folder / "copy.db")
+        assert finished.items() >= before.items()
+        pz.load(out, trust=["systemnets:net"])
+        assert {path.name for path in out.iterdir()} >= {"best.onnx", "result.json", "trials.csv", "index.html"}
+    (disk / "ballast").unlink()
+    last = command(folder, out, 8)
+    assert last.returncode == 0, last.stderr
+    assert finished_in(out / "study.db", folder / "copy.db").items() >= finished.items()
