@@ -8,6 +8,8 @@ from math import lcm
 
 from torch import nn
 
+from ..errors import UntraceableModel
+
 from . import elementwise_rules, layer_rules, part_rules, view_rules  # noqa: F401  (they register their answers)
 from .record import Clash, Operator, Shape, Side
 from .sizes import WIDTH, Linear, Number, Sizes
@@ -52,11 +54,28 @@ def run_passes(tracer: Tracer, inputs: Sequence[Shape]) -> None:
     tracer.run(inputs)
     tracer.eval_ops = len(tracer.ops)
     if tracer.untouched & {name for name, _ in tracer.model.named_parameters()}:
-        tracer.run([(max(2, shape[0]), *shape[1:]) for shape in inputs], training=True)
+        _run_training(tracer, inputs)
     for name in tracer.untouched:
         for d, side in enumerate(tracer.parameter_sides[name]):
             assert isinstance(side, Side)
             tracer.sizes.freeze(side.form, f"side {d} of {name} is not read in a forward pass")
+
+
+def _run_training(tracer: Tracer, inputs: Sequence[Shape]) -> None:
+    """Follow the training pass; one that fails where the evaluation pass did not is kept as the reason to freeze."""
+    if tracer.reference is not None and tracer.reference.training_fails:
+        return
+    try:
+        tracer.run([(max(2, shape[0]), *shape[1:]) for shape in inputs], training=True)
+    except UntraceableModel as error:
+        tracer.training_fails = True
+        for name in sorted(tracer.untouched):
+            tracer.freeze_sides(
+                tracer.parameter_sides[name], f"read in training only, which cannot be followed: {error}"
+            )
+        for op in tracer.ops[tracer.eval_ops :]:
+            for sides in (*op.in_sides, *op.out_sides):
+                tracer.freeze_sides(sides, f"read in training, which cannot be followed: {error}")
 
 
 def values_at(tracer: Tracer, widths: dict[int, int]) -> list[int]:

@@ -74,7 +74,7 @@ def pointwise(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     dtype = torch.bool if func._opname in _COMPARISONS else kwargs.get("dtype") or operands[0].dtype
     if in_place:
         out = operands[0]
-    elif len(operands) == 1:
+    elif len(operands) == 1 and kwargs.get("memory_format") is not torch.contiguous_format:
         out = alike(operands[0], dtype)
     else:
         out = torch.empty(shape, dtype=dtype, device="meta")
@@ -180,7 +180,7 @@ def _reduced(t: Tracer, labels: Tensor, dims: set[int], keepdim: bool) -> Tensor
     return labels
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "sort", "topk")
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "sort", "topk")
 def along_one_side(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     x = args[0]
     xi = t.info(x)

@@ -65,6 +65,7 @@ class Tracer(TorchDispatchMode):
         self.untouched: set[str] = set()
         self.output_numbers: tuple[int, ...] = ()
         self.eval_ops = 0
+        self.training_fails = False
         self.misread: list[int] = []  # operators whose sizes follow in another way than the reference read
         self._by_every_name: dict[str, Tensor] = {}  # shared parameters under each of their names
         self._add_parameters(shapes or {})

@@ -45,8 +45,12 @@ def explore(plan: Plan, study: optuna.Study, objective: Objective) -> bool:
                 bar.update(task, completed=_done(study), best=_best(study))
         except KeyboardInterrupt:
             return False
-        except optuna.exceptions.StorageInternalError as error:
-            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        except (optuna.exceptions.StorageInternalError, AssertionError) as error:
+            # Optuna trips over an assertion of its own where it cannot store a trial's end.
+            failure = error.__context__ if isinstance(error, AssertionError) else error
+            if not isinstance(failure, optuna.exceptions.StorageInternalError):
+                raise
+            reason = str(failure.__cause__ or failure).strip().partition("\n")[0]
             raise InvalidRun(
                 f"the study can no longer be written ({reason}); finished trials are kept: give it room and run again"
             ) from None

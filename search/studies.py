@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +18,14 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import make_url
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from ..errors import InvalidRun
+from ..training.result import without_password
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120
 LOCK_SECONDS = 60  # how long SQLite waits for another process's write
+ATTEMPTS, ATTEMPT_SECONDS = 10, 0.5  # to open a storage whose tables another process is making
 TOKEN = uuid.uuid4().hex[:8]  # of this process: its number may have been another's before a restart
 WORKER = "worker"  # trial attribute: host and process that run it
 ERROR = "error"  # trial attribute: why the network could not be trained
@@ -50,7 +54,8 @@ def open_study(
     except Exception as error:  # SQLAlchemy's and each database driver's own
         reason = str(error).strip().partition("\n")[0]
         raise InvalidRun(
-            f"the storage {storage} cannot be opened ({reason}); expected an Optuna URL such as sqlite:///study.db"
+            f"the storage {without_password(str(storage))} cannot be opened ({reason}); "
+            "expected an Optuna URL such as sqlite:///study.db"
         ) from None
 
 
@@ -66,6 +71,16 @@ def _alone(storage: str | BaseStorage) -> Iterator[None]:
 
 
 def _rdb(url: str) -> RDBStorage:
+    """Two processes that make a server's tables at once fail over each other's: the next attempt finds them made."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _connected(url)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(ATTEMPT_SECONDS)
+    return _connected(url)
+
+
+def _connected(url: str) -> RDBStorage:
     return RDBStorage(
         url,
         engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else None,

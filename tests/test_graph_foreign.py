@@ -126,8 +126,9 @@ def test_a_literal_group_number_freezes_its_channels() -> None:
 class Shuffle(nn.Module):
     """Split in halves, transform one, concatenate, shuffle: written out by hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, reshapes: bool) -> None:
         super().__init__()
+        self.reshapes = reshapes
         self.stem, self.head = conv(3, 16), head(16)
         self.inner = nn.ModuleList(conv(8, 6, 1) for _ in range(3))
         self.outer = nn.ModuleList(conv(6, 8, 1) for _ in range(3))
@@ -138,13 +139,15 @@ class Shuffle(nn.Module):
             left, right = torch.split(x, x.shape[1] // 2, dim=1)
             x = torch.cat([left, outer(inner(right))], 1)
             n, c, h, w = x.shape
-            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2)
+            x = x.reshape(n, c, h, w) if self.reshapes else x.contiguous().view(n, c, h, w)
         result: Tensor = self.head(x)
         return result
 
 
-def test_split_and_channel_shuffle() -> None:
-    graph = check_all(Shuffle(), (1, 3, 6, 6))
+@pytest.mark.parametrize("reshapes", [False, True])
+def test_split_and_channel_shuffle(reshapes: bool) -> None:
+    graph = check_all(Shuffle(reshapes), (1, 3, 6, 6))
     assert {"inner.0.0", "inner.1.0", "inner.2.0"} < graph.groups.keys()
     assert graph.steps["stem.0"] == 4  # the last shuffle halves stem / 2 + outer.2
     with pytest.raises(pz.InvalidWidths, match="steps are"):
@@ -407,3 +410,35 @@ def test_larger_widths_keep_the_old_weights_and_draw_the_rest() -> None:
 def test_a_size_that_does_not_fit_is_refused() -> None:
     with pytest.raises(pz.UntraceableModel, match=r"4 channels arrive"):
         pz.trace(Residual(), (1, 4, 6, 6))
+
+
+class AuxiliaryHead(nn.Module):
+    """A branch that runs in training only; with `too_small` it cannot run on a small image."""
+
+    def __init__(self, too_small: bool) -> None:
+        super().__init__()
+        self.stem, self.second, self.head = conv(3, 8), conv(8, 6), head(6)
+        self.pool = nn.AvgPool2d(9 if too_small else 2)
+        self.auxiliary = nn.Sequential(nn.Conv2d(8, 7, 1), head(7))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        logits: Tensor = self.head(self.second(x))
+        return (logits, self.auxiliary(self.pool(x))) if self.training else logits
+
+
+def test_branches_of_training_are_resized_and_counted_in_params_only() -> None:
+    model = AuxiliaryHead(too_small=False)
+    graph = check_all(model, (1, 3, 6, 6))
+    assert graph.groups == {"stem.0": 8, "second.0": 6, "auxiliary.0": 7}
+    without, with_ = graph.price({"auxiliary.0": 3}), graph.price()
+    assert with_.macs == without.macs == 36 * 9 * (3 * 8 + 8 * 6) + 6 * 5
+    assert with_.params - without.params == 4 * (8 + 1 + 5)  # weights read and written, and a bias, for each channel
+    narrow = graph.resize(model, {"stem.0": 4, "auxiliary.0": 3}).train()
+    assert [tuple(out.shape) for out in narrow(torch.randn(2, 3, 6, 6))] == [(2, 5), (2, 5)]
+
+
+def test_a_training_pass_that_cannot_be_followed_freezes_what_it_may_read() -> None:
+    graph = check_all(AuxiliaryHead(too_small=True), (1, 3, 6, 6))
+    assert not graph.groups
+    assert "training" in graph.frozen["stem.0"]

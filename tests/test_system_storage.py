@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 
 import pocketzoo as pz
 from pocketzoo.search.studies import WORKER, spent
@@ -196,6 +196,19 @@ def test_a_process_killed_beside_postgresql_loses_no_finished_trial(folder: Path
     assert not table["state"].isin(["running", "failed"]).any()
 
 
+def test_the_password_is_neither_kept_nor_printed(folder: Path, storage: str) -> None:
+    password = make_url(storage).password
+    assert password
+    found = command(folder, folder / "run", 1, "--storage", storage)
+    assert found.returncode == 0, found.stderr
+    assert not [
+        path for path in (folder / "run").rglob("*") if path.is_file() and password.encode() in path.read_bytes()
+    ]
+    refused = command(folder, folder / "other", 1, "--storage", f"{storage}_nowhere")
+    assert refused.returncode == 2
+    assert password not in found.stdout + found.stderr + refused.stderr
+
+
 # -- a full disk ---------------------------------------------------------------------------------------------------
 
 
@@ -218,10 +231,10 @@ def fill(disk: Path, room: int) -> None:
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - room * 1024))
 
 
-def command(folder: Path, out: Path, trials: int) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, out: Path, trials: int, *more: str) -> subprocess.CompletedProcess[str]:
     options = ["--data", "digits", "--macs", "40k", "--epochs", "2", "--trials", str(trials), "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-    program = [sys.executable, "-m", "pocketzoo", "search", "systemnets:net", *options]
+    program = [sys.executable, "-m", "pocketzoo", "search", "systemnets:net", *options, *more]
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

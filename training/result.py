@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -82,6 +83,11 @@ def provenance(info: DataInfo, *, seed: int, seconds: float, source: str | Path 
         "data_hash": info.hash,
         "seed": seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
         "seconds": round(seconds, 3),
     }
+
+
+def without_password(text: str) -> str:
+    """A URL's password as ***: records and messages are shared. Other text stays as it is."""
+    return re.sub(r"(://[^:/@\s]*:)[^/\s]*@", r"\1***@", text)
