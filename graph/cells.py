@@ -18,9 +18,12 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from ..errors import UntraceableModel
 from .confirm import run_passes, shapes_at
-from .record import Shape, Side
+from .record import Clash, Shape, Side
 from .tracer import Tracer
+
+OWN_SIDE = -(1 << 20)  # marks the parameter sides that a channel is part of, beside the operators that handle it
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,7 +53,10 @@ def label(model: nn.Module, inputs: Sequence[Shape], reference: Tracer, values: 
     }
     tracer = Tracer(model, shapes_at(reference, values), readings=reference.readings, labelled=varies,
                     reference=reference, values=values)  # fmt: skip
-    run_passes(tracer, inputs)
+    try:
+        run_passes(tracer, inputs)
+    except Clash as clash:
+        raise UntraceableModel(f"the forward pass does not repeat what it did when it was traced: {clash}") from None
     n = tracer._next_label
     rows = np.concatenate([a.numpy() for a, _ in tracer.edges] or [np.empty(0, np.int64)])
     columns = np.concatenate([b.numpy() for _, b in tracer.edges] or [np.empty(0, np.int64)])
@@ -63,6 +69,9 @@ def label(model: nn.Module, inputs: Sequence[Shape], reference: Tracer, values: 
         flat = labels.numpy()
         members = np.unique(of_label[flat[flat >= 0]])
         cell[members] += _scrambled(number, group)
+    for number, ((name, side), start) in enumerate(tracer.label_start.items()):
+        members = np.unique(of_label[start : start + tracer.parameters[name].shape[side]])
+        cell[members] += _scrambled(number, OWN_SIDE)
     first = np.full(count, n, np.int64)
     np.minimum.at(first, of_label, np.arange(n))
     return Channels(tracer, of_label, cell, first)

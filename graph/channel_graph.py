@@ -139,7 +139,7 @@ class ChannelGraph:
     def valid(self, widths: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """[N, G] width vectors -> whether each meets every constraint."""
         w = np.atleast_2d(np.asarray(widths, dtype=float))
-        removable = np.array([name in self.removable for name in self.groups])
+        removable = np.array([name in self.removable for name in self.groups], dtype=bool)
         present = np.array(list(self.groups.values()), dtype=float)
         fine = ((w >= 1) | ((w == 0) & removable)).all(axis=1)
         rows, constants, scales = self._constraint_rows

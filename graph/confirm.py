@@ -9,7 +9,6 @@ from math import lcm
 from torch import nn
 
 from ..errors import UntraceableModel
-
 from . import elementwise_rules, layer_rules, part_rules, view_rules  # noqa: F401  (they register their answers)
 from .record import Clash, Operator, Shape, Side
 from .sizes import WIDTH, Linear, Number, Sizes

@@ -58,7 +58,8 @@ def channel_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     return (out, *(torch.empty(0, device="meta") for _ in range(extras)))
 
 
-@rule("*pointwise", "_prelu_kernel", "hardswish_", "copy_", "_to_copy", "native_dropout", "bernoulli_", "bernoulli",
+@rule("*pointwise", "_prelu_kernel", "hardswish", "hardswish_", "mish_", "gelu_", "rsub", "floor_divide", "copy_",
+      "_to_copy", "native_dropout", "bernoulli_", "bernoulli",
       "zero_", "fill_", "normal_", "uniform_", "rand_like", "randn_like", "empty_like", "zeros_like", "ones_like",
       "full_like", "lift_fresh", "lift_fresh_copy", "contiguous", "native_dropout_backward", "dropout",
       "masked_fill", "masked_fill_", "hardtanh_", "leaky_relu_", "elu_", "glu_jvp", "log_sigmoid_forward")  # fmt: skip

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .cells import match
 from .record import Operator, Side
+from .sizes import WIDTH
 from .tracer import Tracer
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ ROUNDS = 12  # labelled traces that look for widths whose joint constraints can 
 
 def sample_widths(graph: ChannelGraph, n: int, seed: int) -> npt.NDArray[np.int64]:
     """[n, G] width vectors: groups that a split, shuffle or grouped operator joins come from ones found feasible."""
+    if not graph.groups:
+        return np.empty((n, 0), dtype=np.int64)
     rng = np.random.default_rng(seed)
     widths = np.array([_independent(graph, rng) for _ in range(n)], dtype=np.int64).reshape(n, len(graph.groups))
     joined = joined_groups(graph)
@@ -57,6 +60,15 @@ def joined_groups(graph: ChannelGraph) -> list[list[str]]:
         for sides in _dividing(tracer, op):
             symbols = [s for side in sides if isinstance(side, Side) for s in tracer.sizes.reduce(side.form).terms
                        if s in parent]  # fmt: skip
+            touched.update(symbols)
+            for other in symbols[1:]:
+                parent[root(other)] = root(symbols[0])
+    for solved, form in tracer.sizes.solved.items():  # sums that a residual addition equates
+        if tracer.sizes.symbols[solved].kind != WIDTH:
+            continue
+        form = tracer.sizes.reduce(form)
+        symbols = [s for s in form.terms if s in parent]
+        if len(symbols) > 1 or (symbols and (form.constant or min(form.terms.values()) < 0)):
             touched.update(symbols)
             for other in symbols[1:]:
                 parent[root(other)] = root(symbols[0])

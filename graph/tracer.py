@@ -8,6 +8,7 @@ entry that made it, and movement operators move these labels as they move the da
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 from ..errors import UntraceableModel
 from .record import COPY, FIRST_OUTPUT, RULES, Clash, Info, Operator, Product, Shape, Side, Sides
 from .sizes import PARAMETER, SLACK, Number, Sizes
+
+STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
 
 
 class Tracer(TorchDispatchMode):
@@ -292,6 +295,8 @@ class Tracer(TorchDispatchMode):
     def _first_wrong(self, sides: Sequence[Sides], shapes: Sequence[Shape]) -> tuple[Number, int] | None:
         assert self.reference is not None
         assert self.values is not None
+        if len(sides) != len(shapes):
+            return len(sides), len(shapes)
         for own, shape in zip(sides, shapes, strict=True):
             for side, actual in zip(own, shape, strict=True):
                 expected = self.reference.foretell(side, self.values)
@@ -426,6 +431,8 @@ def place_of(error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error else traceback.extract_stack()
     here = __file__.rsplit("/", 1)[0]
     for frame in reversed(frames):
-        if "/torch/" not in frame.filename and not frame.filename.startswith(here):
+        name = frame.filename
+        standard = name.startswith(STANDARD_LIBRARY) and "/site-packages/" not in name
+        if "/torch/" not in name and not standard and not name.startswith(here):
             return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
     return "unknown place"

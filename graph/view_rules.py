@@ -61,8 +61,8 @@ def _viewed(
             result.append(sides[old[0]])
         elif not varying:
             result.extend(after[i] for i in new)
-        elif len(varying) > 1:
-            t.freeze_sides(varying, f"several varying sides merged by a view at {t.path}")
+        elif len(varying) > 1 or not new:
+            t.freeze_sides(varying, f"varying sides merged or dropped by a view at {t.path}")
             result.extend(after[i] for i in new)
         else:
             side = varying[0]

@@ -442,3 +442,44 @@ def test_a_training_pass_that_cannot_be_followed_freezes_what_it_may_read() -> N
     graph = check_all(AuxiliaryHead(too_small=True), (1, 3, 6, 6))
     assert not graph.groups
     assert "training" in graph.frozen["stem.0"]
+
+
+class GroupedBesideConstant(nn.Module):
+    """A grouped convolution beside channels that cannot vary: no entry of one may stand in for one of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = conv(3, 8), conv(8, 12, 1)
+        self.grouped, self.narrow, self.head = conv(12, 12, groups=3), conv(12, 4, 1), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        kept, changed = x[:, :4], x[:, 4:]
+        result: Tensor = self.head(torch.cat([kept, changed + self.narrow(self.grouped(self.branch(x)))], 1))
+        return result
+
+
+def test_entries_that_nothing_ties_stay_where_they_are() -> None:
+    graph = check_all(GroupedBesideConstant(), (1, 3, 6, 6))
+    assert graph.groups == {"branch.0": 12, "grouped.0": 12}
+
+
+class TwoSums(nn.Module):
+    """Two concatenations that a residual addition equates: one width falls as another rises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = conv(3, 4), conv(3, 8), conv(12, 6), conv(12, 6)
+        self.head = head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.a(x), self.b(x)], 1)
+        result: Tensor = self.head(x + torch.cat([self.c(x), self.d(x)], 1))
+        return result
+
+
+def test_sums_of_widths_that_an_addition_equates() -> None:
+    graph = check_all(TwoSums(), (1, 3, 6, 6))
+    assert graph.groups == {"a.0": 4, "b.0": 8, "c.0": 6}
+    with pytest.raises(pz.InvalidWidths, match=r"no set of channels fits"):
+        graph.select({}, {"c.0": 3})  # d would need 9 of its 6
