@@ -55,8 +55,7 @@ class Architecture:
         if unknown := merged.keys() - family.defaults.keys():
             word = sorted(unknown)[0]
             raise InvalidSetting(
-                f"{name} has no setting {word!r}{suggestion(word, family.defaults)}"
-                f" (it has {sorted(family.defaults)})"
+                f"{name} has no setting {word!r}{suggestion(word, family.defaults)} (it has {sorted(family.defaults)})"
             )
         record = {key: merged.pop(key) for key in INPUT_FIELDS}
         return cls(family.name, _frozen(merged), _checked(widths), **record)
