@@ -14,7 +14,7 @@ from PIL import Image
 from pocketzoo.errors import InvalidData
 from pocketzoo.training import sources
 from pocketzoo.training.augment import augment
-from pocketzoo.training.data import channel_statistics, load_data
+from pocketzoo.training.data import channel_statistics, default_val_share, load_data
 from pocketzoo.training.images import Encoded, decode
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -84,7 +84,7 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path, column: str) -> None:
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [1, 0, 1], names, column)
     data = load_data(tmp_path)
     assert data.classes == ("cat", "dog")
-    assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 3)  # a tenth of each 20, per class
+    assert (len(data.train), len(data.val), len(data.test)) == (26, 14, 3)  # a third of each 20: 6.67, so 7
     assert data.test.labels.tolist() == [1, 0, 1]
     assert data.test.images[:, 0, 0, 0].tolist() == [10, 0, 10]
     assert load_data(str(tmp_path / "data" / "*.parquet")).hash == data.hash
@@ -93,7 +93,7 @@ def test_parquet_in_the_hubs_layout(tmp_path: Path, column: str) -> None:
 def test_changed_files_are_read_again(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", [0, 1] * 5)
     before = load_data(tmp_path)
-    write_parquet(tmp_path / "train.parquet", [0, 1] * 6)
+    write_parquet(tmp_path / "train.parquet", [0, 1] * 15)
     assert len(load_data(tmp_path).train) > len(before.train)
 
 
@@ -123,7 +123,12 @@ def test_plain_folder_holds_out_a_test_split(tmp_path: Path) -> None:
         for i in range(10):
             make_image(tmp_path / name / f"{i}.png", "L", (8, 8), value)
     data = load_data(tmp_path)
-    assert (data.in_channels, len(data.train), len(data.val), len(data.test)) == (1, 14, 2, 4)
+    assert (data.in_channels, len(data.train), len(data.val), len(data.test)) == (
+        1,
+        10,
+        6,
+        4,
+    )  # a fifth of 10, a third of 8
 
 
 def test_crop_is_central_and_the_shorter_side_fits() -> None:
@@ -241,3 +246,8 @@ def test_cifar10_statistics_and_classes() -> None:
     assert files.classes[:3] == ("airplane", "automobile", "bird")
     assert [len(files.splits[split].labels) for split in ("train", "test")] == [50_000, 10_000]
     assert decode(files.splits["test"].images[0], 3, 32).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(("images", "held_out"), [(60_000, 6_000), (5_000, 500), (2_000, 500), (1_438, 479), (30, 10)])
+def test_small_sets_hold_out_enough_to_rank_networks(images: int, held_out: int) -> None:
+    assert round(default_val_share(images) * images) == held_out
