@@ -122,8 +122,9 @@ def load_data(
     Images of another size are resized (shorter side to `resolution`, centre crop); by default the data's own size.
     `subset` takes the first images of a permutation of train drawn with `seed`. Validation is `val_share` of what is
     left of train (a tenth by default, more of a small set: `default_val_share`), stratified by class, drawn with
-    `seed`, unless the source ships train, val and test; test is the shipped test split (or val split, where only that is there), otherwise a stratified fifth held out with a fixed
-    seed. The last two data sets are kept in memory. Raises InvalidData.
+    `seed`, unless the source ships train, val and test; test is the shipped test split (or val split, where only that
+    is there), otherwise a stratified fifth held out with a fixed seed. The last two data sets are kept in memory.
+    Raises InvalidData.
     """
     if val_share is not None and not 0 < val_share < 1:
         raise InvalidData(f"val_share is {val_share}; expected a share of train between 0 and 1")
