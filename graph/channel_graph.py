@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..errors import InvalidWidths, suggestion
 from . import pricing
 from .branches import Branch, find_branches, without
-from .cells import Channels, Match, label, match
+from .cells import Channels, Indices, Match, label, match
 from .confirm import broken_constraint, confirmed, follow, free_widths, shapes_at, steps_of, values_at
 from .costs import Costs, EnergyTable, default_energy
 from .masks import masked
 from .record import Shape, Side
-from .resize import grouped_reads, indices, rebuild
+from .resize import Index, grouped_reads, indices, rebuild
 from .sampling import sample_widths
 from .sizes import WIDTH, Linear
 from .table import operator_table
@@ -382,20 +382,28 @@ class ChannelGraph:
             left = {name: w for name, w in full.items() if name in rest.groups}
             kept = None if keep is None else {name: k for name, k in keep.items() if name in rest.groups}
             return rest.resize(model, left, keep=kept)
-        target = self._channels_at(full)
-        if keep is None:
-            found = match(self._channels, target, np.zeros(len(self._channels.cell)))
-        else:
-            found = match(self._kept_only(keep), target, np.zeros(len(self._channels.cell)))
-            if widths is None and found.lacking:
-                raise InvalidWidths("these channels cannot be kept together: " + self._explain(target, found))
-        index = indices(self._channels, target, found.source)
-        reads = {name: grouped_reads(self._channels, target, found.source, index[name][0], name)  # type: ignore[arg-type]
-                 for name in target.tracer.grouped}  # fmt: skip
-        chosen = {s: full[self._names[s]] for s in self._symbols}
-        resized = rebuild(model, shapes_at(self._tracer, values_at(self._tracer, chosen)), index, reads)
+        values = values_at(self._tracer, {s: full[self._names[s]] for s in self._symbols})
+        has_weights = not all(p.is_meta for p in model.parameters())
+        index, reads = self._sources(full, keep, strict=widths is None) if has_weights or keep is not None else ({}, {})
+        resized = rebuild(model, shapes_at(self._tracer, values), index, reads)
         follow(resized, self.inputs)
         return resized
+
+    def _sources(
+        self, full: Widths, keep: Mapping[str, Any] | None, strict: bool
+    ) -> tuple[dict[str, Index], dict[str, Indices]]:
+        """Where each parameter's entries come from: by side, and row by row for grouped weights."""
+        target = self._channels_at(full)
+        original = self._channels if keep is None else self._kept_only(keep)
+        found = match(original, target, np.zeros(len(original.cell)))
+        if keep is not None and strict and found.lacking:
+            raise InvalidWidths("these channels cannot be kept together: " + self._explain(target, found))
+        index = indices(self._channels, target, found.source)
+        reads = {
+            name: grouped_reads(self._channels, target, found.source, index[name][0], name)
+            for name in target.tracer.grouped
+        }
+        return index, reads
 
     def mask(self, model: nn.Module, keep: Mapping[str, Any]) -> nn.Module:
         """A copy of the model at full size in which nothing reads the channels that `keep` leaves out."""

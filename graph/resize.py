@@ -28,7 +28,7 @@ def indices(original: Channels, target: Channels, source: Indices) -> dict[str, 
     return found
 
 
-def grouped_reads(original: Channels, target: Channels, source: Indices, rows: Indices, name: str) -> Indices:
+def grouped_reads(original: Channels, target: Channels, source: Indices, rows: Indices | None, name: str) -> Indices:
     """[O, I] source positions along the input side of a grouped weight, whose groups read different channels."""
     groups, line, _ = original.tracer.grouped[name]
     before = original.of_label[line.numpy()]
