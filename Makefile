@@ -15,8 +15,8 @@ search: $(INSTALLED)
 test: $(TESTED) lint types
 	$(BIN)/python -m pytest -n 2 -m "not slow and not system"
 
-test-all: $(TESTED)
-	$(BIN)/python -m pytest -n 2 -m "not system" --durations=20
+test-all: test
+	$(BIN)/python -m pytest -n 2 -m "slow and not system" --durations=20
 
 test-system: $(TESTED)
 	$(BIN)/python -m pytest -m system --no-skips
