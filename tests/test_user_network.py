@@ -74,7 +74,7 @@ def refusal(*arguments: str) -> str:
 def searched(where_the_user_stands: Path) -> dict[str, object]:
     """Two trials on the digits, as a user would type it; what the command says to machines."""
     text = pocketzoo(
-        "search", NET, "--data", "digits", "--macs", str(LIMIT), "--trials", "2", "--epochs", "8", "--out", "runs/own",
+        "search", NET, "--data", "digits", "--macs", str(LIMIT), "--trials", "2", "--epochs", "16", "--out", "runs/own",
         "--json",
     )  # fmt: skip
     told: dict[str, object] = json.loads(text)
@@ -127,7 +127,7 @@ def test_load_and_predict(searched: dict[str, object]) -> None:
 
 def test_the_same_command_reads_what_is_there(searched: dict[str, object]) -> None:
     before = Path("runs/own/best.safetensors").stat().st_mtime_ns
-    again = ["search", NET, "--data", "digits", "--macs", str(LIMIT), "--trials", "2", "--epochs", "8"]
+    again = ["search", NET, "--data", "digits", "--macs", str(LIMIT), "--trials", "2", "--epochs", "16"]
     assert json.loads(pocketzoo(*again, "--out", "runs/own", "--json")) == searched
     assert Path("runs/own/best.safetensors").stat().st_mtime_ns == before
 
