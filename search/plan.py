@@ -82,7 +82,7 @@ class Plan:
     def final_recipe(self) -> Recipe:
         """How the best and the uniform network are trained."""
         images = len(self.data_at(self.base.resolution).train)
-        return self.recipe or recipe_for(images, epochs=FINAL_EPOCHS, seed=self.seed)
+        return self.recipe or recipe_for(images, least_epochs=FINAL_EPOCHS, seed=self.seed)
 
     @cached_property
     def short_recipe(self) -> Recipe:

@@ -250,3 +250,13 @@ def test_reestimated_batchnorm_has_the_statistics_of_the_data() -> None:
     torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
     assert norm.momentum == 0.1
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs"),
+    [(54_000, 128, 12), (4_000, 32, 30), (958, 32, 30), (120, 32, 134), (10, 32, 400)],  # 120: 3 steps, 400 / 3 epochs
+)
+def test_small_sets_are_trained_for_enough_steps(images: int, batch_size: int, epochs: int) -> None:
+    recipe = recipe_for(images)
+    assert (recipe.batch_size, recipe.epochs) == (batch_size, epochs)
+    assert recipe_for(images, epochs=3).epochs == 3

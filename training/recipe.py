@@ -11,6 +11,8 @@ from ..errors import InvalidSetting
 
 SCHEDULES = ("cosine", "one-cycle")
 PRECISIONS = ("fp32", "bf16")
+SMALL_SET = 5000  # training images
+LEAST_STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,14 @@ class Recipe:
             raise InvalidSetting(f"not a Recipe in JSON: {error}") from None
 
 
-def recipe_for(train_images: int, **settings: Any) -> Recipe:
-    """The default recipe for that many training images: small sets get smaller batches and more epochs."""
-    small = {"epochs": 30, "batch_size": 32} if train_images < 5000 else {}
-    return Recipe().with_settings(**{**small, **settings})
+def recipe_for(train_images: int, *, least_epochs: int | None = None, **settings: Any) -> Recipe:
+    """The default recipe for that many training images; `settings` replace what it says.
+
+    Small sets get smaller batches and more epochs (12, small sets 30, or `least_epochs`), a handful of images as many
+    epochs as 400 steps take: fewer leave a network where it began.
+    """
+    small = train_images < SMALL_SET
+    batch_size = 32 if small else 128
+    least = least_epochs or (30 if small else 12)
+    epochs = max(least, math.ceil(LEAST_STEPS / max(1, train_images // batch_size)))
+    return Recipe().with_settings(**{"epochs": epochs, "batch_size": batch_size, **settings})
