@@ -52,7 +52,7 @@ def run_passes(tracer: Tracer, inputs: Sequence[Shape]) -> None:
     """Run a tracer; sides of parameters that no pass reads are frozen."""
     tracer.run(inputs)
     tracer.eval_ops = len(tracer.ops)
-    if tracer.untouched & {name for name, _ in tracer.model.named_parameters()}:
+    if tracer.untouched & tracer.trainable:
         _run_training(tracer, inputs)
     for name in tracer.untouched:
         for d, side in enumerate(tracer.parameter_sides[name]):

@@ -234,7 +234,7 @@ def costs_now(tracer: Tracer, energy_table: EnergyTable) -> Costs:
         for at in range(born, dies + 1):
             alive[at] += size
     return Costs(
-        params=sum(p.numel() for p in tracer.model.parameters()),
+        params=sum(tracer.parameters[name].numel() for name in tracer.trainable),
         macs=macs,
         activations=activations,
         peak_memory_bytes=max(alive),

@@ -66,6 +66,7 @@ class Tracer(TorchDispatchMode):
         self.parameters: dict[str, Tensor] = {}
         self.parameter_sides: dict[str, Sides] = {}
         self.untouched: set[str] = set()
+        self.trainable: set[str] = set()  # what counts as a parameter: not the buffers
         self.output_numbers: tuple[int, ...] = ()
         self.eval_ops = 0
         self.training_fails = False
@@ -82,6 +83,8 @@ class Tracer(TorchDispatchMode):
                         continue
                     name = f"{path}.{short}" if path else short
                     if id(tensor) not in made:
+                        if members == "_parameters":
+                            self.trainable.add(name)
                         made[id(tensor)] = self._add_parameter(name, tensor, module, shapes)
                     self._by_every_name[name] = made[id(tensor)]
 
@@ -118,7 +121,7 @@ class Tracer(TorchDispatchMode):
             x = torch.empty(shape, device="meta")
             self.know(x, Info(tuple(shape)))
             inputs.append(x)
-        modes = {m: m.training for m in self.model.modules()}
+        modes = {m: m.training for _, m in self._modules}
         try:
             if any(mode != training for mode in modes.values()):
                 self.model.train(training)
@@ -161,7 +164,7 @@ class Tracer(TorchDispatchMode):
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             path, (start, source) = self.stack.pop(), starts.pop()
-            if not any(True for _ in module.children()) and isinstance(output, Tensor):
+            if not module._modules and isinstance(output, Tensor):
                 self.calls.append((path, start, len(self.ops), source, self._number.get(id(output), -1)))
 
         hooks = (
