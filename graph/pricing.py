@@ -248,6 +248,3 @@ def energy(macs: Floats, weight_reads: Floats, activation_access: Floats, table:
     picojoules = (macs * table.mac_pj + weight_reads * table.weight_read_pj
                   + activation_access * table.activation_access_pj)  # fmt: skip
     return picojoules * 1e-6
-
-
-__all__ = ["Prices", "Quadratics", "Term", "energy"]

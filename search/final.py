@@ -11,10 +11,9 @@ from typing import Any
 import optuna
 from torch import Tensor, nn
 
-from ..graph.channel_graph import trace
-from ..training.evaluate import evaluate
 from ..training.loop import fit
-from ..training.result import Result, provenance
+from ..training.result import Result
+from ..training.run import tested
 from ..training.saved import RESULT_NAME, save_model
 from ..zoo.architecture import Architecture
 from .compare import Difference, paired_difference
@@ -79,15 +78,7 @@ def _train(plan: Plan, architecture: Architecture, parent: Parent | None, folder
     model = begin(architecture, recipe.seed, parent)
     checkpoints = folder / CHECKPOINTS / architecture.key
     history = fit(model, data, recipe, checkpoint_dir=checkpoints, progress=plan.progress)
-    model.cpu()
-    score = evaluate(model, data.test, data.info)
-    result = Result(
-        architecture,
-        recipe,
-        {"validation": history.val_accuracy, "test": score.accuracy},
-        asdict(trace(model, architecture.input_shape).price()),
-        provenance(data.info, seed=recipe.seed, seconds=history.seconds, source=plan.data_source),
-    )
+    result, score = tested(model, architecture, data, recipe, history, plan.data_source)
     return _Trained(model, result, score.correct)
 
 

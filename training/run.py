@@ -20,7 +20,7 @@ from .data import DataInfo, DataSet, load_data
 from .evaluate import Score, evaluate
 from .folder import open_folder
 from .images import Encoded, decode
-from .loop import fit
+from .loop import History, fit
 from .recipe import Recipe, recipe_for
 from .result import Result, provenance
 from .saved import KEY, ONNX_NAME, RESULT_NAME, load_with_info, read_description, save_model
@@ -67,19 +67,27 @@ def train(
     if (folder / RESULT_NAME).exists():
         return Result.from_json((folder / RESULT_NAME).read_text(encoding="utf-8"))
     history = fit(network, dataset, recipe, teacher=teacher, checkpoint_dir=folder, progress=progress)
+    result, _ = tested(network, architecture, dataset, recipe, history, source)
+    examples = dataset.info.normalise(dataset.val.images[:EXAMPLES])
+    save_model(folder, network, architecture, dataset.info, result, example=examples, overwrite=True)
+    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+    return result
+
+
+def tested(
+    network: nn.Module, architecture: Architecture, data: DataSet, recipe: Recipe, history: History, source: str | Path
+) -> tuple[Result, Score]:
+    """The one reading of the test split: the Result of a finished training, and which images were right."""
     network.cpu()
-    score = evaluate(network, dataset.test, dataset.info)
+    score = evaluate(network, data.test, data.info)
     result = Result(
         architecture,
         recipe,
         {"validation": history.val_accuracy, "test": score.accuracy},
         asdict(trace(network, architecture.input_shape).price()),
-        provenance(dataset.info, seed=recipe.seed, seconds=history.seconds, source=source),
+        provenance(data.info, seed=recipe.seed, seconds=history.seconds, source=source),
     )
-    examples = dataset.info.normalise(dataset.val.images[:EXAMPLES])
-    save_model(folder, network, architecture, dataset.info, result, example=examples, overwrite=True)
-    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
-    return result
+    return result, score
 
 
 def fitted(model: str | Architecture, data: DataSet) -> Architecture:
