@@ -10,6 +10,10 @@ PocketzooError
  ├── WeightsMismatch      a state dict that does not fit the model
  ├── InvalidData          a data set that is unknown, missing, corrupt or of the wrong form
  ├── InvalidRun           an output folder that is unusable or holds something else
+ ├── UnknownDevice        no device, runtime or calibration of that name
+ ├── DeviceFailed         a device that cannot be reached, or what runs there failed
+ ├── OutsideCalibration   a latency asked of a model that never saw such an operator
+ ├── NothingFits          no network meets every limit of a pick
  └── MissingExtra         an optional dependency that is not installed
 """
 
@@ -57,6 +61,22 @@ class InvalidData(PocketzooError):
 
 class InvalidRun(PocketzooError):
     """An output folder that cannot be used."""
+
+
+class UnknownDevice(PocketzooError):
+    """A device, runtime or calibration that does not exist."""
+
+
+class DeviceFailed(PocketzooError):
+    """A device that cannot be reached or used, or a run there that failed."""
+
+
+class OutsideCalibration(PocketzooError):
+    """An operator outside what a latency model was fitted to."""
+
+
+class NothingFits(PocketzooError):
+    """No network meets every limit."""
 
 
 class MissingExtra(PocketzooError):

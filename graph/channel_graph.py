@@ -21,6 +21,7 @@ from .masks import masked
 from .record import Shape, Side
 from .resize import Index, grouped_reads, indices, rebuild
 from .sampling import sample_widths
+from .sized import Evaluator, SizedOperator, sized_operators, value_in
 from .sizes import WIDTH, Linear
 from .table import operator_table
 from .tracer import Tracer
@@ -258,6 +259,31 @@ class ChannelGraph:
             tracer = self._tracer
             values = values_at(tracer, {s: full[self._names[s]] for s in self._symbols})
         return operator_table(tracer, values, {name for name, _ in self._model.named_parameters()})
+
+    def operators(self, widths: npt.ArrayLike | None = None) -> list[SizedOperator]:
+        """The operators of the evaluation pass with their sizes: as they are, or at [N, G] width vectors at once.
+
+        Widths are not checked (see `valid`). An operator of a branch that a width of 0 removes is not `present` there.
+        """
+        parameters = {name for name, _ in self._model.named_parameters()}
+        if widths is None:
+            values = [s.value for s in self._first.sizes.symbols]
+            return sized_operators(self._first, Evaluator(lambda form: int(form.at(values))), {}, parameters)
+        w = np.atleast_2d(np.asarray(widths, dtype=np.float64))
+        present = np.array(list(self.groups.values()), dtype=np.float64)
+        columns = dict(zip(self._symbols, np.where(w == 0, present, w).T.copy(), strict=True))
+        sizes, groups = self._tracer.sizes, frozenset(self._symbols)
+        evaluate = Evaluator(lambda form: value_in(sizes.reduce_to(form, groups), columns))
+        return sized_operators(self._tracer, evaluate, self._absent(w == 0), parameters)
+
+    def _absent(self, removed: npt.NDArray[np.bool_]) -> dict[int, npt.NDArray[np.bool_]]:
+        column = {s: i for i, s in enumerate(self._symbols)}
+        absent: dict[int, npt.NDArray[np.bool_]] = {}
+        for branch in self._branches if removed.any() else []:
+            gone = removed[:, [column[s] for s in branch.emptied_by]].any(axis=1)
+            for number in branch.operators:
+                absent[number] = absent[number] | gone if number in absent else gone
+        return absent
 
     # -- sampling, selecting, resizing -------------------------------------------------------------------------------
 

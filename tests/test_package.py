@@ -23,7 +23,16 @@ from pocketzoo import cli
 from pocketzoo.zoo import index
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("errors", "graph", "zoo", "profiler", "training", "search")  # each imports only those before it
+FLOORS = (
+    "errors",
+    "graph",
+    "zoo",
+    "profiler",
+    "training",
+    "search",
+    "leaderboards",
+    "commands",
+)  # each imports only those before it
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 SOURCES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -90,7 +99,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     held = {name for name in names if ".dist-info/" not in name}
-    data = [path for name in PACKAGES for path in (ROOT / name).rglob("*.json")]
+    kinds = ("*.json", "*.csv")
+    data = [path for name in PACKAGES for kind in kinds for path in (ROOT / name).rglob(kind)]
     assert held == {f"pocketzoo/{path.relative_to(ROOT).as_posix()}" for path in (*SOURCES, *data, ROOT / "py.typed")}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

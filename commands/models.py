@@ -1,0 +1,68 @@
+"""pocketzoo list and profile: what there is, and what it counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ..errors import PocketzooError, suggestion
+from .options import AS_JSON, COUNT, example, print_json, print_rich
+
+
+@click.command("list", epilog=example("pocketzoo list 'shufflenet*'"))
+@click.argument("pattern", default="*")
+@AS_JSON
+def list_command(pattern: str, as_json: bool) -> None:
+    """List the models of the zoo with their counts."""
+    from ..zoo.index import matching
+
+    rows = matching(pattern)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    if not rows:
+        near = suggestion(pattern, [row["model"] for row in matching()])
+        raise PocketzooError(f"no model matches {pattern!r}{near} (pocketzoo list shows all)")
+    click.echo(f"{'model':34} {'family':20} {'pixels':>6} {'classes':>7} {'params (M)':>11} {'MACs (M)':>11}")
+    for row in rows:
+        click.echo(
+            f"{row['model']:34} {row['family']:20} {row['resolution']:6} {row['num_classes']:7} "
+            f"{row['params'] / 1e6:11.3f} {row['macs'] / 1e6:11.2f}"
+        )
+
+
+@click.command("profile", epilog=example("pocketzoo profile mobilenet_v2 --resolution 160"))
+@click.argument("model")
+@click.option("--resolution", type=COUNT, help="Side of the image in pixels; the model's own by default.")
+@click.option("--num-classes", type=COUNT, help="Classes; the model's own by default.")
+@click.option("--in-channels", type=COUNT, help="Channels of the image; the model's own by default.")
+@click.option("--batch", type=COUNT, default=1, show_default=True, help="Images in the batch.")
+@click.option(
+    "--by", type=click.Choice(["layer", "kind"]), default="kind", show_default=True, help="Rows of the table."
+)
+@click.option("--as", "tool", type=click.Choice(["fvcore", "thop", "ptflops"]), help="What that tool prints, and why.")
+@click.option("--check", is_flag=True, help="Compare the counts with FlopCounterMode and fvcore.")
+@AS_JSON
+def profile_command(
+    model: str, resolution: int | None, num_classes: int | None, in_channels: int | None, batch: int, by: Any,
+    tool: Any, check: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Count what a zoo name or module:factory costs."""
+    from ..profiler.counters import as_counted_by, cross_check
+    from ..profiler.report import profile
+    from ..zoo.architecture import Architecture
+
+    given: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "resolution": resolution}
+    arch = Architecture.of(model, **{name: value for name, value in given.items() if value is not None})
+    if tool:
+        comparison = as_counted_by(arch.build(), arch.input_shape, tool)
+        print_json(comparison.to_dict()) if as_json else print_rich(comparison.table())
+    elif check:
+        found = cross_check(arch.build(), arch.input_shape)
+        print_json({**asdict(found), "agrees": found.agrees}) if as_json else click.echo(str(found))
+    else:
+        report = profile(arch, batch=batch)
+        print_json(report.to_dict()) if as_json else print_rich(report.table(by=by))

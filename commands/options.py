@@ -1,0 +1,54 @@
+"""What the commands share: options, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+BUDGET_OPTIONS = {
+    "macs": "multiply-accumulates an image, such as 2M",
+    "params": "parameters, such as 300k",
+    "size": "bytes of the weights as 32-bit numbers, such as 500KB",
+    "memory": "peak activation memory, such as 256KB",
+    "energy": "energy an image by the table of operation energies, such as 2mJ",
+    "latency": "not yet: needs a calibrated device",
+}
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+COUNT = click.IntRange(min=1)
+DATA = click.option(
+    "--data", required=True, metavar="DATA", help="digits, a folder of parquet files or of images, hub:owner/name."
+)
+
+
+def example(line: str) -> str:
+    """A command's epilog."""
+    return f"\b\nExample:\n  {line}"
+
+
+def budget_options(command: Any) -> Any:
+    """The limits of a budget as options."""
+    for name, help_text in reversed(BUDGET_OPTIONS.items()):
+        command = click.option(f"--{name}", metavar="LIMIT", help=f"At most: {help_text}.")(command)
+    return command
+
+
+def shows_progress() -> bool:
+    """Whether somebody watches standard error."""
+    return sys.stderr.isatty()
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output."""
+    click.echo(json.dumps(value, default=str))
+
+
+def print_rich(*renderables: Any) -> None:
+    """Tables, as wide as the terminal; 120 columns into a file."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for renderable in renderables:
+        console.print(renderable)

@@ -1,0 +1,70 @@
+"""pocketzoo search: from a budget to a trained network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, shows_progress
+
+
+@click.command(
+    "search", epilog=example("pocketzoo search mobilenet_v2 --data digits --macs 1M --trials 20 --out runs/first")
+)
+@click.argument("model")
+@DATA
+@budget_options
+@click.option("--budgets", help="Several MAC budgets, such as 1M,2M,4M: one search each, one Pareto front.")
+@click.option("--trials", type=COUNT, default=20, show_default=True, help="Networks to try.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the model and the record.")
+@click.option(
+    "--weights", metavar="SOURCE", help="Start from a trained parent: a run, a .safetensors of ours, hf_hub:org/repo."
+)
+@click.option("--storage", metavar="URL", help="Any Optuna storage; SQLite in the folder by default.")
+@click.option("--resolutions", help="Image sides to search over, such as 24,32.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="No trial begins after that.")
+@click.option("--epochs", type=COUNT, help="Epochs of the final training; a quarter of them for each trial.")
+@click.option("--seed", default=0, show_default=True, help="Seed of sampling and training.")
+@AS_JSON
+def search_command(
+    model: str, data: str, trials: int, out: Path, budgets: str | None, weights: str | None, storage: str | None,
+    resolutions: str | None, timeout: float | None, epochs: int | None, seed: int, as_json: bool, **limits: str | None,
+) -> None:  # fmt: skip
+    """Search the best network of a family under a budget; MODEL is a zoo name or your own module:factory.
+
+    Stopped or killed, the same command goes on where it was.
+    """
+    from ..search.budget import Budget
+    from ..search.run import run_search
+    from ..training.data import load_data
+    from ..training.recipe import recipe_for
+
+    chosen = {name: limit for name, limit in limits.items() if limit is not None}
+    if not chosen and not budgets:
+        raise click.UsageError("a search needs a limit such as --macs 2M, or several as --budgets 1M,2M")
+    recipe = None if epochs is None else recipe_for(len(load_data(data).train), epochs=epochs)
+    study = run_search(
+        model, data, Budget(**chosen) if chosen else None, trials, out, weights=weights, storage=storage, seed=seed,
+        recipe=recipe, timeout=timeout, budgets=budgets.split(",") if budgets else None,
+        resolutions=_sides(resolutions), progress=shows_progress(),
+    )  # fmt: skip
+    if as_json:
+        difference = study.difference.to_dict() if study.difference else None
+        print_json({
+            "out": str(study.out), "best": json.loads(study.best.to_json()),
+            "uniform": json.loads(study.uniform.to_json()), "difference": difference,
+            "pareto": json.loads(study.pareto.to_json(orient="records")),
+        })  # fmt: skip
+    else:
+        click.echo(str(study))
+
+
+def _sides(text: str | None) -> list[int]:
+    sides = text.split(",") if text else []
+    if wrong := [side for side in sides if not side.strip().isdecimal()]:
+        raise click.BadParameter(
+            f"{wrong[0]!r} is no number of pixels; expected such as 24,32", param_hint="--resolutions"
+        )
+    return [int(side) for side in sides]

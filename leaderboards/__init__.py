@@ -1,0 +1,1 @@
+"""Tables and pages built from stored results, and the pick from them."""
