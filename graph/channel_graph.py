@@ -282,7 +282,7 @@ class ChannelGraph:
         for branch in self._branches if removed.any() else []:
             gone = removed[:, [column[s] for s in branch.emptied_by]].any(axis=1)
             for number in branch.operators:
-                absent[number] = absent[number] | gone if number in absent else gone
+                absent[number] = np.logical_or(absent.get(number, False), gone)
         return absent
 
     # -- sampling, selecting, resizing -------------------------------------------------------------------------------
