@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UntraceableModel
-from .answers import Args, Kwargs, alike, argument
-from .record import Clash, Info, Side, Sides, rule
-from .tracer import Tracer, place_of
+from .answers import META, NOTHING, Args, Kwargs, alike, argument
+from .places import place_of
+from .record import Clash, Info, Shape, Side, Sides, rule
+from .tracer import Tracer
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
@@ -20,24 +21,20 @@ from .tracer import Tracer, place_of
       "_batch_norm_with_update")  # fmt: skip
 def batch_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     x = args[0]
-    out = alike(x)
     xi = t.info(x)
     parameters = [a for a in args[1:5] if isinstance(a, Tensor)]
     side: int | Side = xi.sides[1]
     line = t.along(xi, 1)
-    for parameter in parameters:
-        if parameter.shape[0] != x.shape[1]:
-            raise Clash(
-                len(t.ops), f"{x.shape[1]} channels arrive at a batch norm of {parameter.shape[0]}, at {t.where()}"
-            )
-        side = t.unify(side, t.info(parameter).sides[0], "batch norm")
-        own = t.along(t.info(parameter), 0)
+    for info in map(t.info, parameters):
+        if info.shape[0] != xi.shape[1]:
+            raise Clash(len(t.ops), f"{xi.shape[1]} channels arrive at a batch norm of {info.shape[0]}, at {t.where()}")
+        side = t.unify(info.sides[0], side, "batch norm")
+        own = t.along(info, 0)
         if own is not None and line is not None:
             t.edges.append((own, line))
-    t.know(out, Info((xi.sides[0], side, *xi.sides[2:]), xi.labels))
+    out = t.know(alike(x), Info((xi.sides[0], side, *xi.sides[2:]), xi.labels))
     t.record("batch_norm", "batch norm", [x, *parameters], [out])
-    extras = len(func._schema.returns) - 1
-    return (out, *(torch.empty(0, device="meta") for _ in range(extras)))
+    return out, *[NOTHING] * (len(func._schema.returns) - 1)
 
 
 @rule("native_group_norm", "native_layer_norm", "_fused_rms_norm")
@@ -54,8 +51,7 @@ def channel_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     out = alike(x)
     t.know(out, Info(xi.sides, xi.labels))
     t.record(func._opname, what, [x, *parameters], [out])
-    extras = len(func._schema.returns) - 1
-    return (out, *(torch.empty(0, device="meta") for _ in range(extras)))
+    return out, *[NOTHING] * (len(func._schema.returns) - 1)
 
 
 @rule("*pointwise", "_prelu_kernel", "hardswish", "hardswish_", "mish_", "gelu_", "rsub", "floor_divide", "copy_",
@@ -66,19 +62,19 @@ def channel_norm(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
 def pointwise(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     infos = [t.info(o) for o in operands]
-    shapes = {o.shape for o in operands}
-    shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    shapes = {i.shape for i in infos}
+    shape = shapes.pop() if len(shapes) == 1 else tuple(torch.broadcast_shapes(*shapes))
     in_place = func._opname.endswith("_") and not func._opname.endswith("__")
-    if in_place and tuple(operands[0].shape) != tuple(shape):
-        raise RuntimeError(f"an in-place {func._opname} of {list(operands[0].shape)} with {list(shape)}")
-    sides, labels = _broadcast(t, func._opname, operands, infos, tuple(shape))
+    if in_place and infos[0].shape != shape:
+        raise RuntimeError(f"an in-place {func._opname} of {list(infos[0].shape)} with {list(shape)}")
+    sides, labels = _broadcast(t, func._opname, infos, shape)
     dtype = torch.bool if func._opname in _COMPARISONS else kwargs.get("dtype") or operands[0].dtype
     if in_place:
         out = operands[0]
     elif len(operands) == 1 and kwargs.get("memory_format") is not torch.contiguous_format:
         out = alike(operands[0], dtype)
     else:
-        out = torch.empty(shape, dtype=dtype, device="meta")
+        out = torch.empty(shape, dtype=dtype, device=META)
     weight = frozenset().union(*(i.weight for i in infos)) if all(i.weight for i in infos) else frozenset()
     fixed = all(i.fixed for i in infos) and not weight
     t.know(out, Info(sides, labels, weight, fixed))
@@ -99,24 +95,24 @@ def _pointwise_kind(name: str, operands: int) -> str:
     return "activation" if operands == 1 else "element-wise"
 
 
-def _broadcast(
-    t: Tracer, name: str, operands: Sequence[Tensor], infos: Sequence[Info], shape: tuple[int, ...]
-) -> tuple[Sides, list[Tensor]]:
+def _broadcast(t: Tracer, name: str, infos: Sequence[Info], shape: Shape) -> tuple[Sides, Sequence[Tensor]]:
     """Sides and labels of an element-wise result; aligned sides of one size are one side."""
+    if len(infos) == 1:
+        return infos[0].sides, infos[0].labels
     sides: list[int | Side] = []
     for d in range(-len(shape), 0):
         side: int | Side | None = None
-        for operand, info in zip(operands, infos, strict=True):
-            if operand.dim() < -d:
+        for info in infos:
+            if len(info.shape) < -d:
                 continue
             own = info.sides[d]
-            if operand.shape[d] == 1 and shape[d] > 1:
+            if info.shape[d] == 1 and shape[d] > 1:
                 if isinstance(own, Side):
                     t.sizes.freeze(own.form, f"one channel spread over {shape[d]} at {t.path}")
                 continue
             if side is None:
                 side = own
-            elif operand.shape[d] == 1 and (isinstance(own, int) or isinstance(side, int)):
+            elif info.shape[d] == 1 and (isinstance(own, int) or isinstance(side, int)):
                 side = own if isinstance(own, Side) else side
             else:
                 side = t.unify(side, own, f"element-wise {name}")

@@ -11,78 +11,71 @@ import torch
 from torch import Tensor, nn
 
 from .answers import Args, Kwargs, argument, as_form, empty
-from .record import Clash, Info, Side, Sides, numel, rule
+from .record import Clash, Info, Product, Side, Sides, numel, rule
+from .sizes import ratio
 from .tracer import Tracer
 
 
 @rule("convolution", "_convolution", "convolution_overrideable")
 def convolution(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args[:9]
-    n_dims = weight.dim() - 2
-    stride, padding, dilation, output_padding = (
-        _per_dim(v, n_dims) for v in (stride, padding, dilation, output_padding)
-    )
+    xi, wi = t.info(x), t.info(weight)
+    (batch, c_in, *before), kernel = xi.shape, wi.shape[2:]
+    settings = [_per_dim(v, len(kernel)) for v in (stride, padding, dilation, output_padding)]
     spatial = [
         (n - 1) * s - 2 * p + d * (k - 1) + o + 1 if transposed else (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d, o in zip(
-            x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True
-        )
+        for n, k, s, p, d, o in zip(before, kernel, *settings, strict=True)
     ]
-    if any(n < 1 for n in spatial):
-        raise RuntimeError(f"a kernel of {list(weight.shape[2:])} does not fit a map of {list(x.shape[2:])}")
-    xi, wi = t.info(x), t.info(weight)
+    if min(spatial) < 1:
+        raise RuntimeError(f"a kernel of {list(kernel)} does not fit a map of {before}")
     t.freeze_sides(wi.sides[2:], "kernel size")
-    depthwise = _is_depthwise(t, x, weight, groups, transposed)
+    depthwise = groups > 1 and not transposed and _is_depthwise(t, xi, wi, groups)
     if depthwise:
-        groups = x.shape[1]
-    reads = weight.shape[0] if transposed else weight.shape[1] * groups
-    if x.shape[1] != reads:
-        raise Clash(len(t.ops), f"{x.shape[1]} channels arrive where {reads} are read, at {t.where()}")
-    c_out = weight.shape[1] * groups if transposed else weight.shape[0]
-    out = empty([x.shape[0], c_out, *spatial], x)
+        groups = c_in
+    reads = wi.shape[0] if transposed else wi.shape[1] * groups
+    if c_in != reads:
+        raise Clash(len(t.ops), f"{c_in} channels arrive where {reads} are read, at {t.where()}")
     if transposed:
         side, line = _transposed_channels(t, xi, wi, groups)
     elif depthwise:
-        side, line = _depthwise_channels(t, xi, wi, weight.shape[0] // groups)
+        side, line = _depthwise_channels(t, xi, wi, wi.shape[0] // groups)
     else:
-        side, line = _dense_channels(t, x, xi, wi, groups, sorted(wi.weight))
-    sides: Sides = (xi.sides[0], side, *spatial)
+        side, line = _dense_channels(t, xi, wi, groups)
     _bias(t, bias, side, line)
-    t.know(out, Info(sides, t.channels_like(line, tuple(out.shape))))
-    positions = prod(x.shape[2:]) if transposed else prod(spatial)
-    kernel = prod(weight.shape[2:]) * positions
-    channels = (as_form(side),) if depthwise else (as_form(xi.sides[1]), as_form(side))
-    macs = (Fraction(kernel * x.shape[0], 1 if depthwise else groups), channels)
+    shape = (batch, wi.shape[1] * groups if transposed else wi.shape[0], *spatial)
+    out = t.know(empty(shape, x), Info((xi.sides[0], side, *spatial), t.channels_like(line, shape)))
+    work = prod(kernel) * prod(before if transposed else spatial) * batch
+    if depthwise:
+        macs: Product = work, (as_form(side),)
+    else:
+        macs = ratio(work, groups), (as_form(xi.sides[1]), as_form(side))
     kind = "depthwise conv" if depthwise else "grouped conv" if groups > 1 else "conv"
     read = [v for v in (x, weight, bias) if v is not None]
     t.record("convolution", f"transposed {kind}" if transposed else kind, read, [out], macs=macs)
     return out
 
 
-def _per_dim(values: Sequence[int], n_dims: int) -> list[int]:
-    return list(values) * n_dims if len(values) == 1 else list(values)
+def _per_dim(values: Sequence[int], n_dims: int) -> Sequence[int]:
+    return list(values) * n_dims if len(values) == 1 else values
 
 
-def _is_depthwise(t: Tracer, x: Tensor, weight: Tensor, groups: int, transposed: bool) -> bool:
+def _is_depthwise(t: Tracer, xi: Info, wi: Info, groups: int) -> bool:
     """One input channel a group; at other widths, what the reference found, if the group number can follow."""
-    if transposed or groups == 1:
-        return False
-    if t.reference is None or t.values is None:
-        return bool(groups == x.shape[1] and weight.shape[1] == 1)
+    if t.reference is None:
+        return groups == xi.shape[1] and wi.shape[1] == 1
     number = len(t.ops)
     was = number < len(t.reference.ops) and t.reference.ops[number].kind == "depthwise conv"
-    if was and groups != x.shape[1]:
-        name = next(iter(t.info(weight).weight), "")
+    if was and groups != xi.shape[1]:
+        name = next(iter(wi.weight), "")
         if not isinstance(t.owner_of.get(name.replace(".parametrizations.weight.original1", ".weight"),
                                          t.owner_of.get(name)), nn.modules.conv._ConvNd | nn.ModuleList):  # fmt: skip
             raise Clash(number, f"a depthwise convolution whose group number stays {groups}, at {t.where()}")
     return was
 
 
-def _dense_channels(
-    t: Tracer, x: Tensor, xi: Info, wi: Info, groups: int, names: list[str]
-) -> tuple[int | Side, Tensor | None]:
+def _dense_channels(t: Tracer, xi: Info, wi: Info, groups: int) -> tuple[int | Side, Tensor | None]:
     side = wi.sides[0]
+    names = sorted(wi.weight)
     made = t.path or (names[0] if names else "convolution")
     if isinstance(side, Side):
         t.sizes.make_width(side.form, _maker(names, made))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .answers import Args, Kwargs, argument, as_form, empty
 from .record import Info, Side, rule
-from .sizes import Linear
+from .sizes import Linear, ratio
 from .tracer import Tracer
 from .view_rules import moved, varies
 
@@ -88,7 +87,7 @@ def _part(t: Tracer, side: int | Side, start: int, stop: int, of: int, step: int
     if len({n for _, n in side.pieces}) == 1:
         for other, _ in side.pieces[1:]:
             t.sizes.equate(side.pieces[0][0], other, f"halves of a split at {t.path}")
-    return Side(t.sizes.reduce(side.form) * Fraction(stop - start, of), (), False, *place)
+    return Side(t.sizes.reduce(side.form) * ratio(stop - start, of), (), False, *place)
 
 
 def _pieces_inside(

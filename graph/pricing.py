@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 from math import lcm, prod
 from typing import TypeVar
 
@@ -126,9 +127,7 @@ class Prices:
             elif column == "activations":
                 terms.append(Term(self._product(op.out_sides[0]), branches))
             elif column == "activation_access":
-                terms += [
-                    Term(self._product(s), branches) for s in (*(s for s, _ in activations_in(op)), op.out_sides[0])
-                ]
+                terms += [Term(self._product(i.sides), branches) for i in (*op.activations, op.outs[0])]
             elif column == "weight_reads":
                 terms += [self._weight(name, branches) for name in op.weights]
             else:
@@ -180,11 +179,6 @@ def is_counted(op: Operator) -> bool:
     return op.macs[0] != 0
 
 
-def activations_in(op: Operator) -> list[tuple[Sides, Shape]]:
-    """Sides and shapes of the activations that the operator reads (weights left out)."""
-    return [(s, n) for s, n, weight in zip(op.in_sides, op.in_shapes, op.reads_weight, strict=True) if not weight]
-
-
 def storages(
     ops: Sequence[Operator], outputs: Sequence[int], measure: Callable[[Sides, Shape], Size]
 ) -> list[tuple[int, int, Size]]:
@@ -200,19 +194,21 @@ def storages(
         return number
 
     for at, op in enumerate(ops):
-        for number, (sides, shape) in zip(op.inputs, activations_in(op), strict=True):
-            base = find(number)
+        read = op.activations
+        for info in read:
+            base = find(info.number)
             if base not in born:  # the image, or a constant that the model holds
-                born[base], size[base] = 0, measure(sides, shape)
+                born[base], size[base] = 0, measure(info.sides, info.shape)
             dies[base] = at
-        for number, sides, shape in zip(op.outputs, op.out_sides, op.out_shapes, strict=True):
-            if op.is_view and op.inputs:
-                root[number] = find(op.inputs[0]) if number != op.inputs[0] else number
+        for info in op.outs:
+            number = info.number
+            if op.is_view and read:
+                root[number] = find(read[0].number) if number != read[0].number else number
                 continue
             if op.is_view or number in born or root.get(number, number) != number:
                 dies[find(number)] = at
                 continue
-            born[number], dies[number], size[number] = at, at, measure(sides, shape)
+            born[number], dies[number], size[number] = at, at, measure(info.sides, info.shape)
     last = len(ops)
     for number in outputs:
         if find(number) in dies:
@@ -226,18 +222,18 @@ def costs_now(tracer: Tracer, energy_table: EnergyTable) -> Costs:
     counted = [op for op in ops if is_counted(op)]
     values = [s.value for s in tracer.sizes.symbols]
     macs = int(sum(op.macs[0] * prod(form.at(values) for form in op.macs[1]) for op in counted))
-    activations = sum(prod(op.out_shapes[0]) for op in counted)
-    access = activations + sum(prod(shape) for op in counted for _, shape in activations_in(op))
+    activations = sum(prod(op.outs[0].shape) for op in counted)
+    access = activations + sum(prod(info.shape) for op in counted for info in op.activations)
     reads = sum(tracer.parameters[name].numel() for op in counted for name in op.weights)
-    alive = [0] * (len(ops) + 1)
+    change = [0] * (len(ops) + 2)  # of the bytes alive, before each operator
     for born, dies, size in storages(ops, tracer.output_numbers, lambda _, shape: BYTES * prod(shape)):
-        for at in range(born, dies + 1):
-            alive[at] += size
+        change[born] += size
+        change[dies + 1] -= size
     return Costs(
         params=sum(tracer.parameters[name].numel() for name in tracer.trainable),
         macs=macs,
         activations=activations,
-        peak_memory_bytes=max(alive),
+        peak_memory_bytes=max(accumulate(change)),
         memory_access=reads + access,
         energy_uj=float(energy(np.float64(macs), np.float64(reads), np.float64(access), energy_table)),  # type: ignore[arg-type]
     )

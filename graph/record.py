@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tag, Tensor
 
 from .sizes import Linear, Number
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Side:
     """A side of a tensor that may vary: its size as a form, what was concatenated to make it, what it is a part of."""
 
@@ -31,14 +32,16 @@ class Side:
 Sides = tuple[int | Side, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class Info:
     """What the tracer knows of a tensor."""
 
     sides: Sides
-    labels: list[Tensor] = field(default_factory=list)  # full shape, one per varying side; -1 where there is none
+    labels: Sequence[Tensor] = ()  # full shape, one per varying side; -1 where there is none
     weight: frozenset[str] = frozenset()  # parameters it is computed from, and nothing else
     fixed: bool = False  # held by the model outside its parameters: cannot be resized
+    number: int = -1  # in the order in which the tracer met tensors
+    shape: Shape = ()
 
 
 Product = tuple[Number, tuple[Linear, ...]]  # a constant times the forms' values
@@ -55,25 +58,60 @@ def numel(sides: Sequence[int | Side]) -> Product:
     return number, tuple(forms)
 
 
-@dataclass
+@dataclass(slots=True)
 class Operator:
     """One recorded operator."""
 
     name: str  # aten name, e.g. "convolution"
     kind: str  # what people call it: "conv", "depthwise conv", "linear", "batch norm", "add", "view", ...
     path: str  # module that ran it
-    inputs: tuple[int, ...]  # tensor numbers of activations
-    outputs: tuple[int, ...]
-    in_sides: tuple[Sides, ...]
-    out_sides: tuple[Sides, ...]
-    out_shapes: tuple[Shape, ...]
-    in_shapes: tuple[Shape, ...]
+    ins: tuple[Info, ...]  # what it reads, parameters included, as it was then
+    outs: tuple[Info, ...]
     weights: tuple[str, ...]  # names of the parameters that it reads
-    reads_weight: tuple[bool, ...]  # which inputs are made of parameters alone
     macs: Product = (0, ())
     alternatives: int = 0  # other readings of how the sizes follow (view, slice)
     is_view: bool = False  # shares its input's memory
     in_place: bool = False
+
+    @property
+    def activations(self) -> list[Info]:
+        """What it reads that is not made of parameters alone."""
+        return [i for i in self.ins if not i.weight]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Tensor numbers of the activations that it reads."""
+        return tuple(i.number for i in self.ins if not i.weight)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Tensor numbers of what it makes."""
+        return tuple(o.number for o in self.outs)
+
+    @property
+    def in_sides(self) -> tuple[Sides, ...]:
+        """Sides of all that it reads."""
+        return tuple(i.sides for i in self.ins)
+
+    @property
+    def out_sides(self) -> tuple[Sides, ...]:
+        """Sides of what it makes."""
+        return tuple(o.sides for o in self.outs)
+
+    @property
+    def in_shapes(self) -> tuple[Shape, ...]:
+        """Shapes of all that it reads."""
+        return tuple(i.shape for i in self.ins)
+
+    @property
+    def out_shapes(self) -> tuple[Shape, ...]:
+        """Shapes of what it makes."""
+        return tuple(o.shape for o in self.outs)
+
+    @property
+    def reads_weight(self) -> tuple[bool, ...]:
+        """Which of its inputs are made of parameters alone."""
+        return tuple(bool(i.weight) for i in self.ins)
 
 
 class Clash(Exception):
@@ -101,3 +139,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return add
+
+
+@cache
+def rule_for(func: Any) -> tuple[str, Rule]:
+    """An operator's name, and the rule that answers it."""
+    name = func._opname if func.namespace == "aten" else str(func)
+    return name, RULES.get(name) or RULES["*pointwise" if Tag.pointwise in func.tags else "*unknown"]

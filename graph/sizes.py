@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from math import lcm
 
 Number = int | Fraction
@@ -13,26 +14,27 @@ SLACK, PARAMETER, WIDTH = range(3)  # what is solved for first: amounts of paddi
 
 
 class Linear:
-    """An immutable linear form `sum of coefficient * symbol + constant`."""
+    """An immutable linear form `sum of coefficient * symbol + constant`; no coefficient is 0."""
 
     __slots__ = ("constant", "terms")
 
-    def __init__(self, terms: Mapping[int, Number], constant: Number = 0) -> None:
-        self.terms = {symbol: c if type(c) is int else _whole(c) for symbol, c in terms.items() if c}
-        self.constant = _whole(constant)
+    def __init__(self, terms: dict[int, Number], constant: Number = 0) -> None:
+        self.terms, self.constant = terms, constant
 
     def __add__(self, other: Linear) -> Linear:
         if not other.terms and not other.constant:
             return self
         terms = dict(self.terms)
         for symbol, c in other.terms.items():
-            terms[symbol] = terms.get(symbol, 0) + c
-        return Linear(terms, self.constant + other.constant)
+            terms[symbol] = _whole(terms.get(symbol, 0) + c)
+        return Linear({s: c for s, c in terms.items() if c}, _whole(self.constant + other.constant))
 
     def __mul__(self, factor: Number) -> Linear:
         if factor == 1:
             return self
-        return Linear({symbol: c * factor for symbol, c in self.terms.items()}, self.constant * factor)
+        if not factor:
+            return Linear({})
+        return Linear({symbol: _whole(c * factor) for symbol, c in self.terms.items()}, _whole(self.constant * factor))
 
     def __sub__(self, other: Linear) -> Linear:
         return self + other * -1
@@ -59,18 +61,25 @@ def _whole(number: Number) -> Number:
     return number.numerator if isinstance(number, Fraction) and number.denominator == 1 else number
 
 
+def ratio(a: int, b: int) -> Number:
+    """a / b, exactly."""
+    return Fraction(a, b) if a % b else a // b
+
+
+@cache
 def constant(value: int) -> Linear:
     """The form that is always `value`."""
     return Linear({}, value)
 
 
-@dataclass
+@dataclass(slots=True)
 class Symbol:
     """One unknown size: its value in the traced model, what kind it is, and the parameter side it stands for."""
 
     value: int
     kind: int
     name: str
+    rank: tuple[int, int]  # the one of lower rank is solved for first
     order: int = 0  # when a layer first made channels of it
 
 
@@ -87,8 +96,9 @@ class Sizes:
 
     def new(self, value: int, kind: int, name: str = "") -> Linear:
         """A fresh symbol of that present value."""
-        self.symbols.append(Symbol(value, kind, name))
-        return Linear({len(self.symbols) - 1: 1})
+        number = len(self.symbols)
+        self.symbols.append(Symbol(value, kind, name, (kind, -number)))
+        return Linear({number: 1})
 
     def make_width(self, form: Linear, name: str) -> None:
         """Note that a layer makes as many channels as the form says: a lone symbol becomes a width of that name."""
@@ -98,6 +108,7 @@ class Sizes:
             if symbol.kind != WIDTH:
                 self._widths += 1
                 symbol.kind, symbol.name, symbol.order = WIDTH, name, self._widths
+                symbol.rank = WIDTH, -self._widths
 
     def reduce(self, form: Linear) -> Linear:
         """The form in unsolved symbols only."""
@@ -118,17 +129,17 @@ class Sizes:
         """The form in these unsolved symbols only; all others are what they are."""
         reduced = self.reduce(form)
         others = sum(c * self.symbols[s].value for s, c in reduced.terms.items() if s not in symbols)
-        return Linear({s: c for s, c in reduced.terms.items() if s in symbols}, reduced.constant + others)
+        return Linear({s: c for s, c in reduced.terms.items() if s in symbols}, _whole(reduced.constant + others))
 
     def equate(self, a: Linear, b: Linear, why: str) -> None:
         """Add the equation a == b; a width that it ties to a constant is frozen for the reason given."""
         a, b = self.reduce(a), self.reduce(b)
-        if a == b or self._solve_lone(a, b, why) or self._solve_lone(b, a, why):
+        if self._solve_lone(a, b, why) or self._solve_lone(b, a, why):
             return
         difference = a - b
         if not difference.terms:
             return
-        symbol = min(difference.terms, key=self._eliminated_first)
+        symbol = min(difference.terms, key=lambda s: self.symbols[s].rank)
         c = difference.terms[symbol]
         rest = Linear({s: k for s, k in difference.terms.items() if s != symbol}, difference.constant)
         self.solved[symbol] = rest * (-c if abs(c) == 1 else Fraction(-1) / c)
@@ -140,24 +151,26 @@ class Sizes:
         if len(a.terms) != 1 or a.constant:
             return False
         ((symbol, c),) = a.terms.items()
-        if c != 1 or any(self._eliminated_first(s) <= self._eliminated_first(symbol) for s in b.terms):
+        if c != 1:
             return False
+        entry = self.symbols[symbol]
+        for other in b.terms:
+            if self.symbols[other].rank <= entry.rank:
+                return False
         self.solved[symbol] = b
-        if not b.terms and self.symbols[symbol].kind == WIDTH:
+        if not b.terms and entry.kind == WIDTH:
             self.frozen[symbol] = why
         return True
-
-    def _eliminated_first(self, symbol: int) -> tuple[int, int]:
-        entry = self.symbols[symbol]
-        return entry.kind, -entry.order if entry.kind == WIDTH else -symbol
 
     def freeze(self, form: Linear, why: str) -> None:
         """Fix every size that the form depends on."""
         if self.lenient:
             return
         for symbol in self.reduce(form).terms:
-            if symbol not in self.solved:
-                self.equate(Linear({symbol: 1}), constant(self.symbols[symbol].value), why)
+            entry = self.symbols[symbol]
+            self.solved[symbol] = constant(entry.value)
+            if entry.kind == WIDTH:
+                self.frozen[symbol] = why
 
     def must_be_whole(self, form: Linear, why: str) -> None:
         """Require that the form stays a positive whole number."""

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from .answers import Args, Kwargs
 from .record import Info, Side, Sides, rule
+from .sizes import ratio
 from .tracer import Tracer
 
 
 def moved(
-    t: Tracer, func: Any, x: Tensor, out: Tensor, sides: Sequence[int | Side], labels: list[Tensor],
+    t: Tracer, func: Any, x: Tensor, out: Tensor, sides: Sequence[int | Side], labels: Sequence[Tensor],
     *, view: bool = True, alternatives: int = 0, extra: Sequence[Tensor] = (),
 ) -> Tensor:  # fmt: skip
     """Note what a movement operator made of one tensor."""
@@ -29,12 +30,12 @@ def moved(
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "_reshape_copy", "view_copy")
 def view(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
     x = args[0]
-    out = x.reshape(args[1]) if func._opname != "view" else func(x, *args[1:])
+    out = x.reshape(args[1]) if func._opname != "view" else x.view(args[1])
     if out is x:
         out = x.view(x.shape)
     info = t.info(x)
     reading = t.readings.get(len(t.ops), 0)
-    sides, alternatives = _viewed(t, info.sides, tuple(x.shape), tuple(out.shape), reading)
+    sides, alternatives = _viewed(t, info.sides, info.shape, tuple(out.shape), reading)
     labels = [_constant_sides_flat(label.reshape(out.shape)) for label in info.labels]
     return moved(t, func, x, out, sides, labels, alternatives=alternatives)
 
@@ -72,7 +73,7 @@ def _viewed(
             carrier = new[order[min(reading, len(order) - 1)]]
             constant_before = prod(before[i] for i in old if sides[i] is not side)
             constant_after = prod(after[i] for i in new if i != carrier)
-            factor = Fraction(constant_before, constant_after)
+            factor = ratio(constant_before, constant_after)
             form = t.sizes.reduce(side.form) * factor
             if factor.denominator > 1:
                 t.sizes.must_be_whole(form, f"divided by {factor.denominator} in a view at {t.path}")
