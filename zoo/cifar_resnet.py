@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidSetting
-from .layers import ConvNorm, fit_strides
+from .layers import Chain, ConvNorm, fit_strides
 from .registry import register
 
 STEM = 16
@@ -54,7 +54,7 @@ class BasicBlock(nn.Module):
         return F.relu(out + x)
 
 
-class CifarResNet(nn.Sequential):
+class CifarResNet(Chain):
     """3x3 stem -> three stages of basic blocks -> global average pool -> classifier."""
 
     def __init__(

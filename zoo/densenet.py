@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from .checkpoints import tensor_names
-from .layers import ConvNorm, fit_strides
+from .layers import Chain, ConvNorm, fit_strides
 from .registry import register
 
 BOTTLENECK = 4  # inner width of a bottleneck layer, in growth rates
@@ -64,7 +64,7 @@ def _torchvision_names(model: nn.Module) -> dict[str, str]:
     return tensor_names(model, modules | {"norm": "features.norm5", "classifier": "classifier"})
 
 
-class DenseNet(nn.Sequential):
+class DenseNet(Chain):
     """Stem -> dense blocks, with a transition after all but the last -> norm, ReLU, average pool -> classifier."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]] = {"torchvision": _torchvision_names}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
-from .layers import channel_shuffle, fit_strides
+from .layers import Chain, channel_shuffle, fit_strides
 from .registry import register
 
 BASE = 64  # c of the CIFAR-10 networks; those for SVHN have 12
@@ -121,7 +121,7 @@ BLOCKS: dict[str, Callable[[int, int, int], nn.Sequential]] = {
 INVERTED = {"mobilenet_v2": False, "mob_imp": True}  # Table 5: whether a max pool takes the stride's place
 
 
-class EffNet(nn.Sequential):
+class EffNet(Chain):
     """Stem of width c -> blocks of 2c and 4c -> 4x4 map -> linear classifier (Table 1)."""
 
     def __init__(

@@ -34,6 +34,40 @@ class ConvNorm(nn.Sequential):
             self.act = act()
 
 
+class Chain(nn.Sequential):
+    """A Sequential that also runs the layers of the plain Sequentials and ConvNorms inside it, one by one.
+
+    A module that is called keeps its input alive until it returns, as its caller holds it: the stem's output through
+    all stages, a tenth of what lives at the peak of MobileNet v2; and every call costs microseconds, which count in
+    ShuffleNet v2. A Sequential or ConvNorm that has a hook is called, so that the hook runs.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layers make of x in turn."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            for layer in self:
+                x = layer(x)
+        else:
+            for layer in opened(self):
+                x = layer(x)
+        return x
+
+
+@torch.jit.unused
+def opened(layers: nn.Module) -> list[nn.Module]:
+    """Its layers, with those of plain Sequentials and ConvNorms that have no hooks in their place."""
+    flat: list[nn.Module] = []
+    for layer in layers._modules.values():  # __iter__ and children() cost as much as all the rest
+        assert layer is not None
+        if type(layer) in (nn.Sequential, ConvNorm) and not (
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        ):
+            flat += opened(layer)
+        else:
+            flat.append(layer)
+    return flat
+
+
 def relu() -> nn.Module:
     """ReLU that overwrites its input."""
     return nn.ReLU(inplace=True)
@@ -95,8 +129,3 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Transpose of the [groups, C / groups] view of the channels (arXiv:1707.01083, section 3.1)."""
     n, c, h, w = x.shape
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
-
-
-def flatten_channels(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C * H * W]."""
-    return torch.flatten(x, 1)

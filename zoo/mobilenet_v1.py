@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import InvalidSetting
 from .checkpoints import conv_norm, tensor_names
-from .layers import ConvNorm, fit_strides, relu6
+from .layers import Chain, ConvNorm, fit_strides, relu6
 from .registry import register
 
 
@@ -40,7 +40,7 @@ class Separable(nn.Sequential):
         self.pointwise = ConvNorm(c_in, c_out, act=relu6)
 
 
-class MobileNetV1(nn.Sequential):
+class MobileNetV1(Chain):
     """Stem -> five stages -> mean over space -> linear classifier."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from .checkpoints import conv_norm, tensor_names
-from .layers import ConvNorm, fit_strides, make_divisible, relu6
+from .layers import Chain, ConvNorm, fit_strides, make_divisible, relu6
 from .registry import register
 
 
@@ -54,7 +54,7 @@ class InvertedResidual(nn.Sequential):
         return x + out if self.residual else out
 
 
-class MobileNetV2(nn.Sequential):
+class MobileNetV2(Chain):
     """Stem -> seven stages of inverted residuals -> 1x1 head -> mean over space -> linear classifier."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting, WeightsMismatch
 from .checkpoints import conv_norm, tensor_names
-from .layers import ConvNorm, SqueezeExcite, fit_strides, hard_swish, make_divisible, relu
+from .layers import Chain, ConvNorm, SqueezeExcite, fit_strides, hard_swish, make_divisible, relu
 from .registry import register
 
 
@@ -100,7 +100,7 @@ class Bottleneck(nn.Sequential):
         return x + out if self.residual else out
 
 
-class MobileNetV3(nn.Sequential):
+class MobileNetV3(Chain):
     """Stem -> stages of bottlenecks -> 1x1 head -> mean over space -> hidden layer -> linear classifier."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]]

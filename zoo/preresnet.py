@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
-from .layers import fit_strides
+from .layers import Chain, fit_strides
 from .registry import register
 
 STEM = 16
@@ -44,7 +44,7 @@ class PreBottleneck(nn.Module):
         return out
 
 
-class PreResNet(nn.Sequential):
+class PreResNet(Chain):
     """3x3 stem -> three stages of pre-activation bottlenecks -> norm, ReLU -> global average pool -> classifier."""
 
     def __init__(self, num_classes: int, in_channels: int, resolution: int, repeats: Sequence[int]) -> None:

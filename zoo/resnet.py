@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from .checkpoints import conv_norm, tensor_names
-from .layers import ConvNorm, fit_strides, flatten_channels, relu
+from .layers import Chain, ConvNorm, fit_strides, relu
 from .registry import register
 
 STEM = 64
@@ -75,7 +75,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
-class ResNet(nn.Module):
+class ResNet(Chain):
     """Stem -> four stages of residual blocks -> global average -> classifier.
 
     `branch(c_in, width, c_out, stride)` makes a block's residual branch; `widths` and `expansion` give its sizes.
@@ -110,13 +110,8 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
         self.average = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Linear(c_in, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, num_classes]."""
-        x = self.stages(self.pool(self.stem(x)))
-        logits: Tensor = self.classifier(flatten_channels(self.average(x)))
-        return logits
 
 
 @register(

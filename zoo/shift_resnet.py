@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
-from .layers import ConvNorm, fit_strides
+from .layers import Chain, ConvNorm, fit_strides
 from .registry import register
 from .shiftnet import Shift
 
@@ -35,7 +35,7 @@ class ShiftBlock(nn.Module):
         return out
 
 
-class ShiftResNet(nn.Sequential):
+class ShiftResNet(Chain):
     """3x3 stem -> three stages of shift blocks -> global average pool -> classifier."""
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidSetting
-from .layers import fit_strides
+from .layers import Chain, fit_strides
 from .registry import register
 
 
@@ -109,7 +109,7 @@ class ConvShiftConv(nn.Sequential):
         return out
 
 
-class ShiftNet(nn.Sequential):
+class ShiftNet(Chain):
     """7x7 stem -> four stages of conv-shift-conv modules -> norm, ReLU -> global average pool -> classifier."""
 
     def __init__(

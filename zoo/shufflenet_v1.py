@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
-from .layers import ConvNorm, channel_shuffle, fit_strides, flatten_channels, relu
+from .layers import Chain, ConvNorm, channel_shuffle, fit_strides, relu
 from .registry import register
 
 STEM = 24
@@ -75,7 +75,7 @@ class DownUnit(nn.Module):
         return out
 
 
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(Chain):
     """Stem -> stages of one down unit and further units -> global average -> classifier.
 
     The first 1x1 of stage 2 is not grouped: it sees few channels (section 3.2).
@@ -104,13 +104,8 @@ class ShuffleNetV1(nn.Module):
             c_in = width
         self.stages = nn.Sequential(*stages)
         self.average = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Linear(c_in, num_classes, bias=classifier_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, num_classes]."""
-        x = self.stages(self.pool(self.stem(x)))
-        logits: Tensor = self.classifier(flatten_channels(self.average(x)))
-        return logits
 
 
 def _named(groups: int, scale: float) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from .checkpoints import conv_norm, tensor_names
-from .layers import ConvNorm, SqueezeExcite, channel_shuffle, fit_strides, flatten_channels, relu
+from .layers import Chain, ConvNorm, SqueezeExcite, channel_shuffle, fit_strides, relu
 from .registry import register
 
 
@@ -76,7 +76,7 @@ class DownUnit(nn.Module):
         super().__init__()
         half = c_out // 2
         c_left = c_in if downsample == "authors" else half
-        self.left = nn.Sequential(
+        self.left = Chain(
             OrderedDict(
                 depthwise=ConvNorm(c_in, c_in, kernel, stride, c_in, act=None), project=ConvNorm(c_in, c_left, act=relu)
             )
@@ -89,7 +89,7 @@ class DownUnit(nn.Module):
         return channel_shuffle(torch.cat((self.left(x), self.act(self.right(x))), dim=1), 2)
 
 
-def right_branch(c_in: int, c_mid: int, c_out: int, kernel: int, stride: int, se: float) -> nn.Sequential:
+def right_branch(c_in: int, c_mid: int, c_out: int, kernel: int, stride: int, se: float) -> Chain:
     """1x1 -> depthwise without activation -> 1x1 without activation -> squeeze-excite of ratio `se`, unless 0."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         expand=ConvNorm(c_in, c_mid, act=relu),
@@ -98,10 +98,10 @@ def right_branch(c_in: int, c_mid: int, c_out: int, kernel: int, stride: int, se
     )
     if se:
         layers["se"] = SqueezeExcite(c_out, int(c_out * se), nn.Sigmoid)
-    return nn.Sequential(layers)
+    return Chain(layers)
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Chain):
     """Stem -> stages of one down unit and further units -> 1x1 head -> global average -> classifier."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]]
@@ -133,13 +133,8 @@ class ShuffleNetV2(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = ConvNorm(c_in, layout.head, act=relu)
         self.average = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Linear(layout.head, num_classes, bias=classifier_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, num_classes]."""
-        x = self.head(self.stages(self.pool(self.stem(x))))
-        logits: Tensor = self.classifier(flatten_channels(self.average(x)))
-        return logits
 
 
 _AUTHORS = {"downsample": "authors", "classifier_bias": False}

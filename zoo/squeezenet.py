@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from .checkpoints import tensor_names
-from .layers import SMALL_IMAGE, fit_strides
+from .layers import SMALL_IMAGE, Chain, fit_strides
 from .registry import register
 
 
@@ -61,7 +61,7 @@ class Fire(nn.Module):
         return out if self.bypass is None else self.bypass(x) + out
 
 
-class SqueezeNet(nn.Sequential):
+class SqueezeNet(Chain):
     """Stem -> eight fire modules with pools between -> 1x1 convolution to the classes -> mean over space."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]]

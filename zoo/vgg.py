@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import InvalidSetting
 from .checkpoints import tensor_names
-from .layers import fit_strides
+from .layers import Chain, fit_strides
 from .registry import register
 
 WIDTHS = (64, 128, 256, 512, 512)  # Table 1: five stages of 3x3 convolutions, each ends in a 2x2 max pool
@@ -64,7 +64,7 @@ def _torchvision_names(model: nn.Module) -> dict[str, str]:
     return tensor_names(model, modules)
 
 
-class VGG(nn.Sequential):
+class VGG(Chain):
     """Five stages -> 7x7 map -> 4096 -> 4096 -> classes, with ReLU and dropout between the linear layers."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]] = {"torchvision": _torchvision_names}
@@ -92,7 +92,7 @@ class VGG(nn.Sequential):
         self.classifier = nn.Linear(HIDDEN, num_classes)
 
 
-class CifarVGG(nn.Sequential):
+class CifarVGG(Chain):
     """Five stages, a global average pool for the last max pool -> [512, batch norm, ReLU ->] classes."""
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..errors import InvalidSetting
-from .layers import fit_strides
+from .layers import Chain, fit_strides
 from .registry import register
 
 STEM = 16
@@ -35,7 +35,7 @@ class WideBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
-class WideResNet(nn.Sequential):
+class WideResNet(Chain):
     """3x3 stem -> three stages of wide blocks -> norm, ReLU -> global average pool -> classifier."""
 
     def __init__(

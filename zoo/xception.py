@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidSetting
 from .checkpoints import conv_norm, tensor_names
-from .layers import SMALL_IMAGE, ConvNorm, fit_strides, flatten_channels, relu
+from .layers import SMALL_IMAGE, Chain, ConvNorm, fit_strides, relu
 from .registry import register
 
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return out
 
 
-class Xception(nn.Module):
+class Xception(Chain):
     """Two convolutions -> entry, middle, exit flow -> two separable convolutions -> global average -> classifier."""
 
     checkpoints: ClassVar[dict[str, Callable[[nn.Module], dict[str, str]]]]
@@ -83,13 +83,8 @@ class Xception(nn.Module):
         self.tail = SeparableConv(c_in, TAIL[0], relu)
         self.tail2 = SeparableConv(*TAIL, relu)
         self.average = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.classifier = nn.Linear(TAIL[-1], num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> [N, num_classes]."""
-        x = self.tail2(self.tail(self.blocks(self.stem2(self.stem(x)))))
-        logits: Tensor = self.classifier(flatten_channels(self.average(x)))
-        return logits
 
 
 @register(variants={"xception": {}}, choices={"middle": (1, 2, 4, 6, 8)})
