@@ -34,7 +34,7 @@ def list_command(pattern: str, as_json: bool) -> None:
         )
 
 
-@click.command("profile", epilog=example("pocketzoo profile mobilenet_v2 --resolution 160"))
+@click.command("profile", epilog=example("pocketzoo profile mobilenet_v2 --resolution 160 --device cpu"))
 @click.argument("model")
 @click.option("--resolution", type=COUNT, help="Side of the image in pixels; the model's own by default.")
 @click.option("--num-classes", type=COUNT, help="Classes; the model's own by default.")
@@ -43,20 +43,25 @@ def list_command(pattern: str, as_json: bool) -> None:
 @click.option(
     "--by", type=click.Choice(["layer", "kind"]), default="kind", show_default=True, help="Rows of the table."
 )
+@click.option("--device", help="Also measure the latency there: cpu, cuda, ssh://user@host or adb.")
+@click.option("--runtime", help="What runs the model there, as for measure; the device's own by default.")
+@click.option("--threads", type=COUNT, default=1, show_default=True, help="Threads of the runtime.")
 @click.option("--as", "tool", type=click.Choice(["fvcore", "thop", "ptflops"]), help="What that tool prints, and why.")
 @click.option("--check", is_flag=True, help="Compare the counts with FlopCounterMode and fvcore.")
 @AS_JSON
 def profile_command(
     model: str, resolution: int | None, num_classes: int | None, in_channels: int | None, batch: int, by: Any,
-    tool: Any, check: bool, as_json: bool,
+    device: str | None, runtime: str | None, threads: int, tool: Any, check: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Count what a zoo name or module:factory costs."""
+    """Count what a zoo name or module:factory costs, and measure it where a device is named."""
     from ..profiler.counters import as_counted_by, cross_check
     from ..profiler.report import profile
     from ..zoo.architecture import Architecture
 
     given: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "resolution": resolution}
     arch = Architecture.of(model, **{name: value for name, value in given.items() if value is not None})
+    if (tool or check) and (device or runtime):
+        raise PocketzooError("--as and --check only count: leave out --device and --runtime")
     if tool:
         comparison = as_counted_by(arch.build(), arch.input_shape, tool)
         print_json(comparison.to_dict()) if as_json else print_rich(comparison.table())
@@ -64,5 +69,5 @@ def profile_command(
         found = cross_check(arch.build(), arch.input_shape)
         print_json({**asdict(found), "agrees": found.agrees}) if as_json else click.echo(str(found))
     else:
-        report = profile(arch, batch=batch)
+        report = profile(arch, device=device, runtime=runtime, threads=threads, batch=batch)
         print_json(report.to_dict()) if as_json else print_rich(report.table(by=by))

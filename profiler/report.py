@@ -18,6 +18,8 @@ from ..errors import InvalidSetting
 from ..graph.channel_graph import ChannelGraph, trace
 from ..graph.costs import Costs
 from ..zoo.architecture import Architecture
+from .measurement import Measurement
+from .runner import Protocol
 
 By = Literal["kind", "layer"]
 SUMMED = ["params", "macs", "activations", "memory_access"]
@@ -34,6 +36,7 @@ class Profile:
     input_shape: tuple[int, ...]  # [N, C, H, W]
     graph: ChannelGraph
     costs: Costs  # of the whole batch
+    measurement: Measurement | None = None  # of the whole batch, where a device was named
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -74,11 +77,12 @@ class Profile:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the figures must know: each unknown operator, with its place and what follows from it."""
-        return [
+        """What a reader of the figures must know: unknown operators with their places, warnings of the measurement."""
+        unknown = [
             f"unknown operator {name} at {where}: it counts no MACs, and the channels it reads are not searched"
             for name, where in self.unknown.items()
         ]
+        return [*unknown, *(f"warning: {text}" for text in (self.measurement.warnings if self.measurement else ()))]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
@@ -91,6 +95,7 @@ class Profile:
             "groups": self.groups,
             "frozen": self.frozen,
             "unknown": self.unknown,
+            "measurement": self.measurement.to_dict() if self.measurement else None,
         }
 
     def table(self, by: By = "layer") -> RenderableType:
@@ -107,7 +112,7 @@ class Profile:
             table.add_column(heading, footer=total, justify="right", no_wrap=True)
         for cells in self._layer_cells() if by == "layer" else self._kind_cells():
             table.add_row(*cells)
-        return Group(table, self._summary(), *self.notes)
+        return Group(table, self._summary(), *self._latency(), *self.notes)
 
     def _totals(self) -> list[tuple[str, str]]:
         c = self.costs
@@ -136,6 +141,15 @@ class Profile:
             f"peak activation memory {human(c.peak_memory_bytes, 'B')}, energy {human(c.energy_uj * 1e-6, 'J')}"
         )
 
+    def _latency(self) -> Iterator[str]:
+        if (m := self.measurement) is not None:
+            place = m.stamp.get("accelerator", m.stamp["processor"])
+            versions = ", ".join(f"{name} {version}" for name, version in m.versions.items())
+            yield (
+                f"{m.median_ms:.4g} ms (95 % interval of the median {m.low_ms:.4g} to {m.high_ms:.4g}) on {m.device} "
+                f"with {m.runtime}, {m.dtype}, {m.threads} thread(s), measured: {place}, {versions}, {m.stamp['date']}"
+            )
+
 
 def profile(
     model: str | Architecture | nn.Module,
@@ -146,30 +160,38 @@ def profile(
     runtime: str | None = None,
     threads: int = 1,
     batch: int = 1,
+    protocol: Protocol | None = None,
     **settings: Any,
 ) -> Profile:
-    """Count what a network costs: a zoo name, `module:factory`, Architecture or any module.
+    """Count what a network costs, and measure it when a device or runtime is named.
 
-    `input_shape` is [N, C, H, W]; a module needs it (or `resolution`, for three channels), a name or Architecture has
-    its own. `batch` replaces N. `settings` go to the name or Architecture. Raises UnknownModel, InvalidSetting,
-    UntraceableModel.
+    `model` is a zoo name, `module:factory`, Architecture or any module. `input_shape` is [N, C, H, W]; a module needs
+    it (or `resolution`, for three channels), a name or Architecture has its own. `batch` replaces N. `settings` go to
+    the name or Architecture; the rest is as `measure` takes it. Raises UnknownModel, InvalidSetting, UntraceableModel,
+    and what `measure` raises.
     """
-    if device is not None or runtime is not None or threads != 1:
-        raise InvalidSetting(
-            "profile counts and does not measure yet: leave out device, runtime and threads, which latency would need"
-        )
+    measured = device is not None or runtime is not None
+    if not measured and (threads != 1 or protocol is not None):
+        raise InvalidSetting("threads and protocol belong to a measurement: name a device, such as device='cpu'")
     if isinstance(model, nn.Module):
         name, network = type(model).__name__, model
+        timed: Architecture | nn.Module = model
         shape = _shape_for_module(input_shape, resolution, settings)
     else:
-        arch = _architecture(model, resolution, settings)
+        timed = arch = _architecture(model, resolution, settings)
         name = model if isinstance(model, str) else arch.family
         with torch.device("meta"):
             network = arch.build()
         shape = tuple(input_shape or arch.input_shape)
     shape = _checked(shape, batch)
     graph = trace(network, shape)
-    return Profile(name, shape, graph, graph.price())
+    measurement = None
+    if measured:
+        from .measure import measure  # which loads the exporter's and the runtimes' packages
+
+        (measurement,) = measure({name: timed}, device=device or "cpu", runtime=runtime, threads=threads,
+                                 input_shape=shape, protocol=protocol or Protocol())  # fmt: skip
+    return Profile(name, shape, graph, graph.price(), measurement)
 
 
 def _architecture(model: str | Architecture, resolution: int | None, settings: dict[str, Any]) -> Architecture:

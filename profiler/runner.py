@@ -4,8 +4,10 @@ One file that needs nothing but Python's library (and, as a program, the runtime
 machine, a board over SSH and a phone measure by one protocol:
 
 - every model is warmed up, then rounds visit all models, each time in another order, so that a slow minute of the
-  machine falls on all of them; in its turn a model runs once untimed, because its predecessor has emptied the caches;
-- the figure is the median, with a 95 % interval of the median from order statistics (no normality assumed);
+  machine falls on all of them; in its turn a model runs a few times untimed, because its predecessor has emptied the
+  caches (the first run takes up to a quarter longer, the fifth a few percent), and then a few times timed;
+- the figure is the median over the rounds, with a 95 % interval from order statistics (no normality assumed);
+- one thread's work is timed by the thread's own clock (see `timed`);
 - rounds end when every interval is narrow enough, or when the time is up;
 - one model is the reference of the rounds: ratios to it compare runs that saw the machine at other speeds.
 
@@ -21,10 +23,11 @@ import os
 import platform
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from typing import Callable, Iterator, Mapping, Sequence  # noqa: UP035 - runs on Python 3.8 too
 
 Call = Callable[[], float]  # runs a model once; milliseconds
 Progress = Callable[[int, float], None]  # rounds done, seconds since the first
@@ -42,7 +45,9 @@ class Protocol:
 
     threads: int = 1
     warmup: int = 3  # untimed runs of each model before the first round
-    rounds: int = 15  # at least
+    settle: int = 4  # untimed runs at the start of a turn
+    burst: int = 3  # timed runs of a turn, of which the median counts
+    rounds: int = 10  # at least
     seconds: float = 30.0  # at most, all models together; the least rounds are finished first
     tolerance: float = 0.02  # half the 95 % interval over the median at which a model is known well enough
 
@@ -56,15 +61,41 @@ class Rounds:
     stopped: str = "tolerance"  # or "seconds"
 
 
-def timed(run: Callable[[], object]) -> Call:
-    """A call that runs and returns milliseconds by the monotonic clock."""
+def timed(run: Callable[[], object], threads: int = 0) -> Call:
+    """A call that runs and returns milliseconds.
+
+    What one thread does alone is timed by that thread's own clock, which stands still while another program has the
+    processor: on a busy machine it tells the same from run to run where the clock on the wall is off by a third. On a
+    machine of our own both say the same. Other runs, and what hands its work to other threads, go by the wall.
+    """
+    clock = clock_for(run, threads)
 
     def call() -> float:
-        start = time.perf_counter()
+        start = clock()
         run()
-        return 1e3 * (time.perf_counter() - start)
+        return 1e3 * (clock() - start)
 
     return call
+
+
+def clock_for(run: Callable[[], object], threads: int) -> Callable[[], float]:
+    """The clock, in seconds, by which a run is timed."""
+    return time.thread_time if threads == 1 and _stays_in_its_thread(run) else time.perf_counter
+
+
+def settled(call: Call, settle: int, burst: int) -> float:
+    """Milliseconds of a model that has the caches to itself again: the median of a burst after untimed runs."""
+    for _ in range(settle):
+        call()
+    return quantile(sorted(call() for _ in range(burst)), 0.5)
+
+
+def _stays_in_its_thread(run: Callable[[], object]) -> bool:
+    """Whether the thread's clock advances with the wall's, allowing for other programs: it stands still if it waits."""
+    wall, own = time.perf_counter(), time.thread_time()
+    for _ in range(5):
+        run()
+    return time.thread_time() - own > 0.2 * (time.perf_counter() - wall)
 
 
 def interleave(
@@ -83,8 +114,7 @@ def interleave(
     while True:
         order.shuffle(names)
         for name in names:
-            calls[name]()
-            samples[name].append(calls[name]())
+            samples[name].append(settled(calls[name], protocol.settle, protocol.burst))
         done += 1
         seconds = time.perf_counter() - start
         if progress is not None:
@@ -120,7 +150,7 @@ def interval(ordered: Sequence[float]) -> tuple[float, float]:
     """A 95 % interval of the median from order statistics (binomial ranks, normal approximation from 70 numbers)."""
     n = len(ordered)
     if n > 70:
-        skip = math.floor(n / 2 - 0.98 * math.sqrt(n))
+        skip = math.floor(n / 2 - 0.5 - 0.98 * math.sqrt(n))
     else:
         skip, tail = 0, 0.5**n
         while tail + math.comb(n, skip + 1) * 0.5**n <= 0.025:
@@ -140,7 +170,7 @@ def statistics(samples: Sequence[float], reference: Sequence[float]) -> dict[str
     """Median with its interval, percentiles, and the ratio to the reference of the same rounds."""
     ordered = sorted(samples)
     low, high = interval(ordered)
-    ratios = sorted(own / other for own, other in zip(samples, reference, strict=True))
+    ratios = sorted(own / other for own, other in zip(samples, reference))  # noqa: B905 - runs on Python 3.8 too
     return {
         "median_ms": quantile(ordered, 0.5),
         "low_ms": low,
@@ -245,8 +275,13 @@ class MissingRuntime(Exception):
     """The runtime is not installed on this machine."""
 
 
+class UnusableModel(Exception):
+    """The runtime cannot read or run a model."""
+
+
 def open_onnxruntime(path: str, shape: Sequence[int], threads: int) -> Callable[[], object]:
     """A session of ONNX Runtime on the processor, and one fixed image batch."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # from 1.29 on it sends usage data, beside what is measured
     try:
         import numpy
         import onnxruntime
@@ -280,19 +315,72 @@ def open_openvino(path: str, shape: Sequence[int], threads: int) -> Callable[[],
 RUNTIMES = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
 
 
+def opened(name: str, runtime: str, path: str, shape: Sequence[int], threads: int) -> Callable[[], object]:
+    """A model that has run once; raises MissingRuntime, and UnusableModel that names the model."""
+    try:
+        run = RUNTIMES[runtime](path, shape, threads)
+        run()
+    except MissingRuntime:
+        raise
+    except Exception as error:  # a runtime raises what it likes for a model that it cannot run
+        raise UnusableModel(f"{name}: {type(error).__name__}: {error}") from None
+    return run
+
+
+def cut(path: str, shape: Sequence[int], threads: int, runs: int) -> list[dict[str, object]]:
+    """One pass of ONNX Runtime cut into its nodes by its own profiler: name, op, shapes, median milliseconds."""
+    import numpy
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="pocketzoo-") as folder:
+        options.profile_file_prefix = os.path.join(folder, "profile")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = {session.get_inputs()[0].name: numpy.ones(shape, dtype=numpy.float32)}
+        for _ in range(runs + 2):
+            session.run(None, feed)
+        with open(session.end_profiling()) as file:
+            events = json.load(file)
+    nodes: dict[str, dict[str, object]] = {}
+    times: dict[str, list[float]] = {}
+    for event in events:
+        name = event["name"]
+        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
+            continue
+        read, made = ([next(iter(own.values())) for own in event["args"][side]]
+                      for side in ("input_type_shape", "output_type_shape"))  # fmt: skip
+        nodes.setdefault(name, {"name": name[: -len("_kernel_time")], "op": event["args"]["op_name"],
+                                "inputs": read, "output": made[0] if made else []})  # fmt: skip
+        times.setdefault(name, []).append(event["dur"] / 1e3)
+    return [{**node, "ms": quantile(sorted(times[name][2:]), 0.5)} for name, node in nodes.items()]
+
+
 def run_job(job: Mapping[str, object], folder: str, progress: Progress | None = None) -> dict[str, object]:
-    """Measure the files of a job: {"runtime", "protocol", "reference", "models": {name: {"file", "shape"}}}."""
+    """Measure the files of a job: {"runtime", "protocol", "reference", "models": {name: {"file", "shape"}}}.
+
+    With "cut": runs, each model's pass is also cut into its nodes (ONNX Runtime), the median of that many runs.
+    """
     runtime, reference = str(job["runtime"]), job["reference"]
     protocol = Protocol(**job["protocol"])  # type: ignore[arg-type]
     models: Mapping[str, Mapping[str, object]] = job["models"]  # type: ignore[assignment]
     with pinned(protocol.threads):
-        calls = {
-            name: timed(RUNTIMES[runtime](os.path.join(folder, str(m["file"])), m["shape"], protocol.threads))  # type: ignore[arg-type]
+        runs = {
+            name: opened(name, runtime, os.path.join(folder, str(m["file"])), m["shape"], protocol.threads)  # type: ignore[arg-type]
             for name, m in models.items()
         }
+        calls = {name: timed(run, protocol.threads) for name, run in runs.items()}
         rounds = interleave(calls, protocol, str(reference), progress)
+        nodes = {
+            name: cut(os.path.join(folder, str(m["file"])), m["shape"], protocol.threads, int(job["cut"]))  # type: ignore[arg-type, call-overload]
+            for name, m in models.items()
+            if job.get("cut")
+        }
     module = sys.modules[runtime]
     return {
+        "nodes": nodes,
         "format": FORMAT,
         "stamp": stamp(),
         "versions": {runtime: module.__version__.split("-")[0]},
@@ -318,8 +406,8 @@ def main(arguments: Sequence[str]) -> int:
     except MissingRuntime as error:
         print(json.dumps({"error": str(error)}))
         return MISSING_RUNTIME
-    except Exception as error:  # a runtime raises what it likes for a model that it cannot run
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+    except UnusableModel as error:
+        print(json.dumps({"error": str(error)}))
         return UNUSABLE_MODEL
     print(json.dumps(result))
     return 0

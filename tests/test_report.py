@@ -12,6 +12,7 @@ from torch import nn
 import pocketzoo as pz
 from pocketzoo.errors import InvalidSetting, UnknownModel
 from pocketzoo.profiler.report import TRAINING_ONLY, Profile, human
+from pocketzoo.profiler.runner import Protocol
 
 SUMS = ("params", "macs", "activations", "memory_access")
 
@@ -122,10 +123,22 @@ def test_unknown_operators_are_named_with_their_place() -> None:
         assert "test_report.py" in where
 
 
-@pytest.mark.parametrize("wanted", [{"device": "cpu"}, {"runtime": "onnxruntime"}, {"threads": 2}])
-def test_measuring_is_refused(wanted: dict[str, Any]) -> None:
-    with pytest.raises(InvalidSetting, match="does not measure yet"):
+@pytest.mark.parametrize("wanted", [{"threads": 2}, {"protocol": Protocol(rounds=6)}])
+def test_measuring_needs_a_device(wanted: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting, match="name a device"):
         pz.profile("lenet5", **wanted)
+
+
+@pytest.mark.parametrize("where", [{"device": "cpu"}, {"runtime": "eager"}])
+def test_a_device_is_measured_on(where: dict[str, str]) -> None:
+    quick = Protocol(warmup=1, rounds=6, seconds=0.1, tolerance=0.9)
+    profile = pz.profile("lenet5", protocol=quick, **where)
+    measurement = profile.measurement
+    assert measurement is not None
+    assert (measurement.model, measurement.device, measurement.runtime) == ("lenet5", "cpu", "eager")
+    assert measurement.input_shape == profile.input_shape
+    assert f"{measurement.median_ms:.4g} ms" in shown(profile, "kind")
+    assert profile.to_dict()["measurement"] == measurement.to_dict()
 
 
 def test_wrong_input_is_refused() -> None:
