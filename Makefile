@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 TESTED := $(VENV)/tested
 OUT ?= runs/digits
 
-.PHONY: search test test-all test-system lint types check clean
+.PHONY: search test test-all test-system leaderboard leaderboard-measure lint types check clean
 
 search: $(INSTALLED)
 	$(BIN)/pocketzoo search mobilenet_v2 --data digits --macs 1M --trials 20 --out $(OUT)
@@ -20,6 +20,17 @@ test-all: test
 
 test-system: $(TESTED)
 	$(BIN)/python -m pytest -m system --no-skips
+
+# The committed leaderboard, from the committed records; leaderboard-measure times the whole zoo on this machine first.
+leaderboard: $(INSTALLED)
+	$(BIN)/python -m pocketzoo.leaderboards.networks
+	$(BIN)/python -m pocketzoo.leaderboards.phones
+	$(BIN)/pocketzoo leaderboard build --records leaderboards/records --out docs/leaderboard
+
+leaderboard-measure: $(INSTALLED)
+	for runtime in eager onnxruntime; do \
+		$(BIN)/pocketzoo measure --zoo --runtime $$runtime --json \
+		| $(BIN)/pocketzoo leaderboard add - --into leaderboards/records || exit 1; done
 
 lint: $(TESTED)
 	$(BIN)/ruff check .

@@ -58,7 +58,8 @@ class Share(click.ParamType[float]):
 @click.command(
     "measure", epilog=example("pocketzoo measure mobilenet_v2 resnet18 --runtime eager,onnxruntime --threads 1")
 )
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option("--zoo", is_flag=True, help="Every model of the zoo.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ssh://user@host or adb.")
 @click.option("--runtime", type=Listed(click.STRING, "name,..."), help="eager, eager-channels-last, compile, "
               "onnxruntime, onnxruntime-int8, openvino; graph on cuda.")  # fmt: skip
@@ -80,12 +81,13 @@ class Share(click.ParamType[float]):
 def measure_command(
     context: click.Context, models: Sequence[str], device: str, runtime: Sequence[str] | None, threads: int,
     batch: Sequence[int], resolution: int | None, dtype: Sequence[str] | None, seconds: float, tolerance: float,
-    rounds: int, csv: Path | None, by_kind: bool, picture: Path | None, as_json: bool,
+    rounds: int, csv: Path | None, by_kind: bool, picture: Path | None, as_json: bool, zoo: bool,
 ) -> None:  # fmt: skip
     """Measure the latency of zoo names or module:factory."""
     from ..profiler.measure import checked, default_runtime, measure_in_batches
     from ..profiler.runner import Protocol
 
+    models = _wanted(models, zoo)
     _check_new(csv)
     _check_new(picture)
     if by_kind:
@@ -238,6 +240,15 @@ def _notes(found: Sequence[Measurement]) -> list[str]:
     ]
     warned = dict.fromkeys((m.runtime, m.input_shape[0], warning) for m in found for warning in m.warnings)
     return [*lines, *(f"warning ({runtime}, batch {batch}): {text}" for runtime, batch, text in warned)]
+
+
+def _wanted(models: Sequence[str], zoo: bool) -> Sequence[str]:
+    """The models that were named, or all of them."""
+    from ..zoo.registry import list_models
+
+    if zoo == bool(models):
+        raise click.UsageError("name models to measure, or say --zoo for every one")
+    return list_models("*") if zoo else models
 
 
 def _check_new(file: Path | None) -> None:

@@ -16,6 +16,8 @@ from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, 
 @click.argument("model")
 @DATA
 @budget_options
+@click.option("--device", help="Whose latency: cpu (after pocketzoo calibrate) or a published device such as pixel1.")
+@click.option("--runtime", help="Of that device: eager or onnxruntime.")
 @click.option("--budgets", help="Several MAC budgets, such as 1M,2M,4M: one search each, one Pareto front.")
 @click.option("--trials", type=COUNT, default=20, show_default=True, help="Networks to try.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the model and the record.")
@@ -55,6 +57,7 @@ def search_command(
         print_json({
             "out": str(study.out), "best": json.loads(study.best.to_json()),
             "uniform": json.loads(study.uniform.to_json()), "difference": difference,
+            "latency": study.latency.to_dict() if study.latency else None,
             "pareto": json.loads(study.pareto.to_json(orient="records")),
         })  # fmt: skip
     else:

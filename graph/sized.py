@@ -67,10 +67,10 @@ class Evaluator:
 
     def product(self, product: Product) -> Size:
         """A constant times forms."""
-        value: Size = int(product[0])
+        value: Size | float = product[0] if isinstance(product[0], int) else float(product[0])
         for form in product[1]:
             value = value * self.form(form)
-        return value
+        return round(value) if isinstance(value, float) else value
 
 
 def value_in(form: Linear, columns: Mapping[int, npt.NDArray[np.float64]]) -> Size:

@@ -136,7 +136,7 @@ def onnx_timeline(nodes: Sequence[dict[str, Any]], graph: ChannelGraph, total_ms
     if len(multiplying) < len(places):
         raise DeviceFailed(f"the runtime runs {len(multiplying)} convolutions and linear layers, not {len(places)}")
     unlike = np.array([[_unlike(operators[at], node) for node in multiplying] for at in places])
-    order = np.abs(np.subtract.outer(np.linspace(0, 1, len(places)), np.linspace(0, 1, len(multiplying))))
+    order = np.subtract.outer(np.linspace(0, 1, len(places)), np.linspace(0, 1, len(multiplying))) ** 2
     own, theirs = linear_sum_assignment(np.minimum(unlike, IMPOSSIBLE) + order)
     if unlike[own, theirs].max() >= IMPOSSIBLE:
         node = multiplying[theirs[unlike[own, theirs].argmax()]]

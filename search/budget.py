@@ -56,7 +56,8 @@ class Budget:
     memory: float | None
     energy: float | None
     latency: float | None
-    device: str | None
+    device: str | None  # whose latency: "cpu", or a published device such as "pixel1"
+    runtime: str | None  # of that device
 
     def __init__(
         self,
@@ -67,13 +68,17 @@ class Budget:
         energy: str | float | None = None,
         latency: str | float | None = None,
         device: str | None = None,
+        runtime: str | None = None,
     ) -> None:
         given = {"macs": macs, "params": params, "size": size, "memory": memory, "energy": energy, "latency": latency}
         if all(limit is None for limit in given.values()):
             raise InvalidBudget(f"a budget needs at least one limit of {', '.join(given)}, for example macs=30M")
         for name, limit in given.items():
             object.__setattr__(self, name, None if limit is None else _quantity(name, limit))
-        object.__setattr__(self, "device", device)
+        if latency is None and (device or runtime):
+            raise InvalidBudget("a device or runtime is for a latency; add one such as latency=8ms")
+        object.__setattr__(self, "device", device or ("cpu" if latency is not None else None))
+        object.__setattr__(self, "runtime", runtime)
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -93,18 +98,14 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, float]:
-        """Column of `ChannelGraph.price_many` -> its upper limit; raises InvalidBudget for a latency."""
-        if self.latency is not None:
-            raise InvalidBudget(
-                "a latency cannot be searched for yet: milliseconds cannot be computed from the architecture, they take"
-                " a calibration of the device, and this version has none; limit macs, params, size, memory or energy"
-            )
+        """Column of `ChannelGraph.price_many`, or `latency_ms` of search/latency.py -> its upper limit."""
         params = [limit for limit in (self.params, self.size and self.size / WEIGHT_BYTES) if limit is not None]
         columns = {
             "macs": self.macs,
             "params": min(params) if params else None,
             "peak_memory_bytes": self.memory,
             "energy_uj": None if self.energy is None else self.energy * 1e6,
+            "latency_ms": None if self.latency is None else self.latency * 1e3,
         }
         return {column: limit for column, limit in columns.items() if limit is not None}
 
@@ -124,8 +125,9 @@ class Budget:
 
 def human_costs(costs: Mapping[str, float]) -> str:
     """Costs by column of `price_many` in the units of a budget: `macs=30M, memory=256KB`."""
-    names = {"peak_memory_bytes": "memory", "energy_uj": "energy"}
-    scaled = {names.get(c, c): (v / 1e6 if c == "energy_uj" else v) for c, v in costs.items()}
+    names = {"peak_memory_bytes": "memory", "energy_uj": "energy", "latency_ms": "latency"}
+    units = {"energy_uj": 1e6, "latency_ms": 1e3}
+    scaled = {names.get(c, c): v / units.get(c, 1) for c, v in costs.items()}
     return ", ".join(f"{name}={_human(name, value, digits=4)}" for name, value in scaled.items())
 
 

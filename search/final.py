@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from torch import Tensor, nn
 
+from ..profiler.measurement import Measurement
 from ..training.loop import fit
 from ..training.result import Result
 from ..training.run import tested
@@ -18,6 +19,7 @@ from ..training.saved import RESULT_NAME, save_model
 from ..zoo.architecture import Architecture
 from .compare import Difference, paired_difference
 from .inherit import Parent
+from .measured import measured, predicted
 from .objective import begin
 from .plan import Plan
 from .space import Space
@@ -47,7 +49,8 @@ class _Trained:
 def finish(plan: Plan, space: Space, study: optuna.Study, parent: Parent | None, folder: Path) -> Finished:
     """Train both by the final recipe, test them once, save and compare; read them where that has been done.
 
-    A training that was stopped goes on at its last epoch. `result.json` is written last.
+    Under a latency budget both are measured on its device where it is at hand. A training that was stopped goes on at
+    its last epoch. `result.json` is written last. Raises DeviceFailed.
     """
     trial = study.best_trial
     best = Architecture.from_json(json.dumps(trial.user_attrs[ARCHITECTURE]))
@@ -56,6 +59,7 @@ def finish(plan: Plan, space: Space, study: optuna.Study, parent: Parent | None,
         return finished
     plain = _train(plan, uniform, parent, folder)
     winner = plain if best == uniform else _train(plan, best, parent, folder)
+    timed = measured(space, (best, uniform))
     difference = None if best == uniform else paired_difference(winner.correct, plain.correct)
     record = {
         "study": plan.study_name,
@@ -65,9 +69,11 @@ def finish(plan: Plan, space: Space, study: optuna.Study, parent: Parent | None,
         "difference": None if difference is None else difference.to_dict(),
     }
     spending = {name: trial.user_attrs[name] for name in ("share", "reason")}
-    _save(plan, plain, folder / UNIFORM, {"role": "uniform widths", **record})
-    chosen = {"role": "best trial", "trial": trial.number, "trial_value": trial.value, **spending}
-    _save(plan, winner, folder, {**chosen, **record, "uniform_test_accuracy": plain.result.accuracy["test"]})
+    beside = {"role": "uniform widths", **record, **predicted(space, uniform)}
+    _save(plan, plain, folder / UNIFORM, beside, timed)
+    chosen = {"role": "best trial", "trial": trial.number, "trial_value": trial.value, **spending, **record}
+    chosen |= {"uniform_test_accuracy": plain.result.accuracy["test"], **predicted(space, best)}
+    _save(plan, winner, folder, chosen, timed)
     found = _read(folder, best, uniform)
     assert found is not None
     return found
@@ -82,11 +88,14 @@ def _train(plan: Plan, architecture: Architecture, parent: Parent | None, folder
     return _Trained(model, result, score.correct)
 
 
-def _save(plan: Plan, trained: _Trained, folder: Path, search: Mapping[str, Any]) -> None:
+def _save(plan: Plan, trained: _Trained, folder: Path, search: Mapping[str, Any],
+          timed: Mapping[str, Measurement]) -> None:  # fmt: skip
     architecture = trained.result.architecture
     assert architecture is not None
     data = plan.data_at(architecture.resolution)
-    result = replace(trained.result, provenance={**trained.result.provenance, "search": dict(search)})
+    own = [timed[architecture.key].to_dict()] if architecture.key in timed else []
+    provenance = {**trained.result.provenance, "search": dict(search)}
+    result = replace(trained.result, provenance=provenance, measurements=own)
     examples = data.info.normalise(data.val.images[:EXAMPLES])
     save_model(folder, trained.model, architecture, data.info, result, example=examples, overwrite=True)
 

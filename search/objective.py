@@ -17,6 +17,7 @@ from ..training.loop import DivergedTraining, fit
 from ..training.recipe import Recipe
 from ..zoo.architecture import Architecture
 from .inherit import Parent
+from .latency import COLUMN
 from .space import Candidate, Space
 from .studies import ARCHITECTURE, DUPLICATE_OF, ERROR, KEY, TRAINS, WORKER, enqueue_again, worker
 
@@ -82,6 +83,8 @@ def _record(trial: optuna.Trial, candidate: Candidate) -> None:
     trial.set_user_attr(KEY, candidate.architecture.key)
     for name in ("params", "macs", "share", "reason"):
         trial.set_user_attr(name, getattr(candidate, name))
+    if candidate.latency_ms is not None:
+        trial.set_user_attr(COLUMN, candidate.latency_ms)
 
 
 def _twin(trial: optuna.Trial, key: str) -> FrozenTrial | None:

@@ -12,6 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..training.result import Result
 from .compare import Difference
+from .latency import COLUMN
+from .measured import Latency
 from .studies import ARCHITECTURE, DUPLICATE_OF, ERROR, KEY
 
 STATES = {
@@ -44,16 +46,27 @@ class Study:
     def __str__(self) -> str:
         best, uniform = self.best.accuracy["test"], self.uniform.accuracy["test"]
         lines = [f"best network: {best:.2%} of the test images, in {self.out}"]
+        if self.latency is not None:
+            lines.append(str(self.latency))
         if self.difference is None:
-            return f"{lines[0]}\nit is the uniform-width network itself: no trial was better on the validation images"
-        return f"{lines[0]}\nuniform widths: {uniform:.2%}, in {self.out / 'uniform'}\ndifference: {self.difference}"
+            lines.append("it is the uniform-width network itself: no trial was better on the validation images")
+        else:
+            lines.append(f"uniform widths: {uniform:.2%}, in {self.out / 'uniform'}")
+            lines.append(f"difference: {self.difference}")
+        return "\n".join(lines)
+
+    @property
+    def latency(self) -> Latency | None:
+        """Of the best network, under a budget of milliseconds."""
+        return Latency.of(self.best)
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """One row per trial; numbers and text only, so that it survives as CSV.
 
-    state, value (validation accuracy), costs, share of the tightest limit and why not more, duplicate_of, seconds, the
-    network's key and JSON with all widths, and Optuna's parameters. A trial whose process was lost has state `lost`.
+    state, value (validation accuracy), costs (under a latency budget with the predicted `latency_ms`), share of the
+    tightest limit and why not more, duplicate_of, seconds, the network's key and JSON with all widths, and Optuna's
+    parameters. A trial whose process was lost has state `lost`.
     """
     table = pd.DataFrame([_row(trial) for trial in study.get_trials(deepcopy=False)])
     return table.astype({column: "Int64" for column in WHOLE if column in table})
@@ -79,6 +92,8 @@ def _row(trial: FrozenTrial) -> dict[str, object]:
         "value": trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
     }
     row |= {name: attributes.get(name) for name in ATTRIBUTES}
+    if COLUMN in attributes:
+        row[COLUMN] = attributes[COLUMN]
     if ARCHITECTURE in attributes:
         row["architecture"] = json.dumps(attributes[ARCHITECTURE], sort_keys=True)
     return row | dict(trial.params)

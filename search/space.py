@@ -16,6 +16,7 @@ from ..graph.channel_graph import ChannelGraph, trace
 from ..zoo import registry
 from ..zoo.architecture import Architecture
 from .budget import Budget, human_costs
+from .latency import model_of, priced
 from .projection import least, project, smallest_share
 
 LOWEST, HIGHEST = 0.4, 2.5  # proportions relative to the default width; only their ratios matter
@@ -32,6 +33,7 @@ class Candidate:
     reason: str
     params: int
     macs: int
+    latency_ms: float | None = None  # predicted, under a budget of milliseconds
 
 
 Structure = dict[str, Any]  # choice -> option
@@ -41,12 +43,14 @@ class Space:
     """The networks that a search of `base` under `budget` may visit; every one of them meets the budget.
 
     Options with which no network of the family fits are left out before anything is sampled. Raises BudgetTooSmall
-    when nothing is left, and UntraceableModel when no channel group can vary.
+    when nothing is left, OutsideCalibration when the device's model prices none of them, and UntraceableModel when no
+    channel group can vary.
     """
 
     def __init__(self, base: Architecture, budget: Budget, resolutions: Sequence[int] = ()) -> None:
         self.base = base.with_widths(None)
         self.budget = budget
+        self.latency = model_of(budget)
         self._graphs: dict[str, ChannelGraph] = {}
         self._family = None if base.is_foreign else registry.find(base.family)[0]
         options = _options(self.base, resolutions)
@@ -91,7 +95,7 @@ class Space:
         arch = self._applied(self._fitting(structure))
         graph = self._graph(arch)
         ratios = np.array([proportions.get(name, 1.0) for name in graph.groups])
-        projected = project(graph, ratios, self.budget)
+        projected = project(priced(graph, self.latency), ratios, self.budget)
         costs = graph.price_many(projected.widths, ("params", "macs")).iloc[0]
         widths = dict(zip(graph.groups, projected.widths[0].tolist(), strict=True))
         return Candidate(
@@ -100,6 +104,7 @@ class Space:
             projected.reason[0],
             int(costs["params"]),
             int(costs["macs"]),
+            None if self.latency is None else float(self.latency.predict(graph, projected.widths)[0]),
         )
 
     def _fitting(self, structure: Structure) -> Structure:
@@ -118,7 +123,10 @@ class Space:
             shares = [self._smallest_share({**own, choice: option}) for option in several]
             cheapest[choice] = several[shares.index(min(shares))]
         if self._smallest_share(cheapest) > 1:
-            costs = human_costs(least(self._graph(self._applied(cheapest)), self.budget))
+            graph = self._graph(self._applied(cheapest))
+            if self.latency is not None:
+                self.latency.predict(graph, [list(graph.steps.values())])  # says which operator it cannot price
+            costs = human_costs(least(priced(graph, self.latency), self.budget))
             raise BudgetTooSmall(
                 f"{self.budget} is below what {self.base.family} can reach: its narrowest network costs {costs};"
                 " raise the budget or take a smaller model"
@@ -130,7 +138,7 @@ class Space:
 
     def _smallest_share(self, structure: Structure) -> float:
         try:
-            return smallest_share(self._graph(self._applied(structure)), self.budget)
+            return smallest_share(priced(self._graph(self._applied(structure)), self.latency), self.budget)
         except InvalidSetting:  # two options that the family does not combine
             return float("inf")
 

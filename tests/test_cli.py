@@ -96,7 +96,8 @@ def test_help_ends_in_an_example_and_speaks_to_machines(name: str) -> None:
     heading, example = text.rstrip().splitlines()[-2:]
     assert heading.strip() == "Example:"
     assert example.strip().startswith(f"pocketzoo {name} ")
-    assert "--json" in text
+    parts = getattr(main.commands[name], "commands", {})  # of a group, its commands
+    assert all("--json" in page for page in ([said(name, part, "--help") for part in parts] or [text]))
     assert any(line.strip().startswith(name) for line in said("--help").splitlines())
 
 
@@ -209,7 +210,9 @@ SEARCH = ["search", "lenet5", "--data", "digits", "--macs", "100k"]
         ([*SEARCH, "--macs", "10", "--out", "{out}"], "its narrowest network costs macs="),
         ([*SEARCH, "--params", "10", "--out", "{out}"], "its narrowest network costs"),
         ([*SEARCH, "--budgets", "100k,10", "--out", "{out}"], "its narrowest network costs macs="),
-        ([*SEARCH, "--latency", "8ms", "--out", "{out}"], "calibration"),
+        ([*SEARCH, "--latency", "8ms", "--out", "{out}"], "pocketzoo calibrate --device cpu makes one"),
+        ([*SEARCH, "--latency", "8ms", "--device", "pixel11", "--out", "{out}"], "did you mean pixel1?"),
+        ([*SEARCH, "--macs", "1M", "--device", "cpu", "--out", "{out}"], "for a latency"),
         ([*SEARCH, "--data", "digit", "--out", "{out}"], "did you mean digits?"),
         ([*SEARCH, "--resolutions", "8,x", "--out", "{out}"], "'x' is no number of pixels"),
         ([*SEARCH, "--trials", "0", "--out", "{out}"], "0 is not in the range"),
@@ -217,7 +220,8 @@ SEARCH = ["search", "lenet5", "--data", "digits", "--macs", "100k"]
         (["search", "lenet5", "--data", "digits", "--out", "{out}"], "--macs 2M"),
     ],
 )
-def test_wrong_words(arguments: list[str], says: str, tmp_path: Path) -> None:
+def test_wrong_words(arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETZOO_HOME", str(tmp_path / "home"))  # without a calibration
     line = refused(*(argument.format(out=tmp_path / "out") for argument in arguments))
     assert says in line
     assert not (tmp_path / "out").exists()

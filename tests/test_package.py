@@ -99,7 +99,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     held = {name for name in names if ".dist-info/" not in name}
-    kinds = ("*.json", "*.csv")
+    kinds = ("*.json", "*.csv", "*.jsonl", "*.html", "*.css", "*.js")
     data = [path for name in PACKAGES for kind in kinds for path in (ROOT / name).rglob(kind)]
     assert held == {f"pocketzoo/{path.relative_to(ROOT).as_posix()}" for path in (*SOURCES, *data, ROOT / "py.typed")}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -21,6 +21,7 @@ from pocketzoo import (
     InvalidRun,
     InvalidSetting,
     PocketzooError,
+    UnknownDevice,
     UnknownModel,
 )
 from pocketzoo.search import objective
@@ -292,7 +293,7 @@ def test_any_storage_of_optuna_serves(folder: Path) -> None:
         (UnknownModel, "mobilenet_v2", {"model": "mobilenetv2"}),
         (UnknownModel, "cannot be imported", {"model": "faultnets:nonet"}),
         (InvalidData, "digits", {"data": "digit"}),
-        (InvalidBudget, "calibration", {"budget": Budget(latency="8ms", device="cpu")}),
+        (UnknownDevice, "pocketzoo calibrate --device cpu", {"budget": Budget(latency="8ms", device="cpu")}),
         (InvalidBudget, "needs a budget", {"budget": None}),
         (InvalidBudget, "budgets is empty", {"budgets": []}),
         (InvalidBudget, "no unit", {"budgets": ["1M", "2Q"]}),
@@ -304,8 +305,9 @@ def test_any_storage_of_optuna_serves(folder: Path) -> None:
     ],
 )
 def test_wrong_input_writes_nothing(
-    folder: Path, kind: type[PocketzooError], says: str, options: dict[str, object]
+    folder: Path, kind: type[PocketzooError], says: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("POCKETZOO_HOME", str(folder / "home"))  # without a calibration
     refused(kind, says, out=folder / "run", **options)
     assert not (folder / "run").exists()
 
