@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -32,13 +33,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pocketzoo import Architecture, ChannelGraph, trace
+from pocketzoo.errors import UnknownDevice
 from pocketzoo.profiler.counters import ptflops_counter
+from pocketzoo.profiler.latency import latency_model
 
 SEED = 0
 MODELS = ("mobilenet_v2", "resnet50", "shufflenet_v2_x1_0")
 SHAPE = (1, 3, 224, 224)
 COUNTING_ROUNDS, PRICING_ROUNDS, COMMAND_ROUNDS = 15, 5, 7
 CANDIDATES, LOOPED, REBUILT, CHECKED = 1_000_000, 20_000, 5, 20
+PREDICTED = 100_000
 COMMAND_TARGET_S = 0.5
 STAGES = ((1, 1), (2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1))  # blocks, stride: arXiv:1801.04381, Table 2
 Work = Callable[[nn.Module], object]
@@ -198,6 +202,26 @@ def exactness(graph: ChannelGraph, model: nn.Module, widths: npt.NDArray[np.int6
     return f"{CHECKED} of them rebuilt: parameters, MACs (FlopCounterMode / 2) and peak memory equal the price exactly."
 
 
+def print_predicting() -> None:
+    """Latencies of the same candidates, by a calibrated and by a published device's model."""
+    arch = Architecture.of("mobilenet_v2")
+    with torch.device("meta"):
+        graph = trace(arch.build(), SHAPE)
+    widths = graph.random_widths(PREDICTED, SEED)
+    print(f"## Predicting latencies of MobileNet v2, {PREDICTED:,} candidates at once, {os.cpu_count()} cores\n")
+    print("| model | candidates a second |\n|---|---|")
+    for device, runtime in (("cpu", "eager"), ("cpu", "onnxruntime"), ("pixel1", None)):
+        try:
+            model = latency_model(device, runtime)
+        except UnknownDevice as error:
+            print(f"| {device}, {runtime} | not calibrated: {error} |")
+            continue
+        predicts = partial(model.predict, graph, widths)
+        taken = medians(PRICING_ROUNDS, {"predicted": lambda predicts=predicts: predicts})["predicted"]
+        print(f"| {device}, {model.runtime} | {PREDICTED / taken:,.0f} |")
+    print()
+
+
 def print_commands() -> None:
     def runs(*words: str) -> Callable[[], Callable[[], object]]:
         command = [sys.executable, "-m", "pocketzoo", *words]
@@ -224,6 +248,7 @@ def main() -> None:
     with torch.no_grad():
         fastest = print_counting()
     print_pricing(fastest)
+    print_predicting()
     print_commands()
 
 

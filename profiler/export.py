@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.onnx import symbolic_helper, symbolic_opset9
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InvalidRun, PocketzooError
 
@@ -65,6 +66,10 @@ def onnx_for_timing(module: nn.Module, input_shape: Sequence[int]) -> bytes:
     PyTorch's older exporter, made to write the same operators as the one that `export_onnx` uses. Raises
     ExportMismatch for what it cannot write.
     """
+    with torch.no_grad(), _UnevenPools() as pools:  # type: ignore[no-untyped-call]
+        module.eval()(torch.zeros(*input_shape))
+    if pools.found:  # this exporter would print its whole graph before it gives up
+        raise ExportMismatch(f"{type(module).__name__} pools to a size that does not divide its map")
     file = io.BytesIO()
     try:
         with _quiet(), _written_as_the_newer_exporter_does(), torch.no_grad():
@@ -74,6 +79,17 @@ def onnx_for_timing(module: nn.Module, input_shape: Sequence[int]) -> bytes:
         reason = str(error).strip().splitlines()[0]
         raise ExportMismatch(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from None
     return file.getvalue()
+
+
+class _UnevenPools(TorchDispatchMode):
+    """Watches for adaptive pooling to a size that does not divide the map."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._opname == "_adaptive_avg_pool2d":
+            self.found |= any(side % made for side, made in zip(args[0].shape[2:], args[1], strict=True))
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

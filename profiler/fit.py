@@ -23,7 +23,7 @@ from .plan import traced
 Array = npt.NDArray[np.float64]
 LEAST_SAMPLES = 30
 LEAST_OPERATORS = 20  # of a kind, below which it is not priced
-LEAST_SEEN = 4  # networks in which a light kind must occur
+LEAST_SEEN = 2  # networks in which a light kind must occur
 HIDDEN = (48, 48)
 FOLDS = 5
 SHORTEST_MS = 5e-4  # what a profiler's microseconds round to zero
