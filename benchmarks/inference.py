@@ -123,7 +123,7 @@ def measured(row: Row, protocol: Protocol) -> Rounds:
 
 
 def run(network: Callable[[Tensor], object], image: Tensor) -> Callable[[], float]:
-    return timed(lambda: network(image))
+    return timed(lambda: network(image), 1)
 
 
 def network_table(rows: Sequence[Row], protocol: Protocol) -> Iterator[str]:
@@ -179,11 +179,16 @@ def shift_table(protocol: Protocol) -> Iterator[str]:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
+def _protocol(warmup: int, rounds: int, seconds: float) -> Protocol:
+    """One thread; a turn is one untimed run and one timed one, for the sake of many rounds."""
+    return Protocol(warmup=warmup, settle=1, burst=1, rounds=rounds, seconds=seconds, tolerance=TOLERANCE)
+
+
 def page(quick: bool) -> Iterator[str]:
     if quick:
-        networks, shifts = Protocol(1, 3, QUICK_ROUNDS, QUICK_SECONDS, TOLERANCE), Protocol(1, 5, 31, 1.0, TOLERANCE)
+        networks, shifts = _protocol(3, QUICK_ROUNDS, QUICK_SECONDS), _protocol(5, 31, 1.0)
     else:
-        networks, shifts = Protocol(1, 3, ROUNDS, SECONDS, TOLERANCE), Protocol(1, 20, 201, 5.0, TOLERANCE)
+        networks, shifts = _protocol(3, ROUNDS, SECONDS), _protocol(20, 201, 5.0)
     where = stamp()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
     yield "# Inference: our networks and the originals, the shift and what it replaces\n"

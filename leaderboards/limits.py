@@ -57,9 +57,7 @@ class Limit:
 
 
 def limits_of(budget: Budget, min_top1: float | None) -> list[Limit]:
-    """The limits of a question; raises InvalidBudget for a latency without a device, or an impossible accuracy."""
-    if budget.latency is not None and budget.device is None:
-        raise InvalidBudget("a latency holds on a device: say which, such as device=pixel1 or device=cpu")
+    """The limits of a question; raises InvalidBudget for an impossible accuracy."""
     if min_top1 is not None and not 0 <= min_top1 <= 100:
         raise InvalidBudget(f"a top-1 accuracy is 0 to 100 percent, not {min_top1:g}")
     given = ((name, column, unit, getattr(budget, name)) for name, (column, unit) in COLUMNS.items())

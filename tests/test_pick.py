@@ -108,7 +108,6 @@ def test_accuracy_family_and_data_set_choose_the_candidates() -> None:
         ({"dataset": "imagnet"}, InvalidData, "did you mean imagenet?"),
         ({"family": "mobilenet_v4"}, UnknownModel, "did you mean mobilenet_v"),
         ({"min_top1": 101}, InvalidBudget, "0 to 100"),
-        ({"budget": Budget(latency="5ms")}, InvalidBudget, "say which"),
         ({"budget": Budget(latency="5ms", device="pixel9")}, UnknownDevice, "did you mean pixel"),
         ({"budget": Budget(latency="5ms", device="pixel1"), "runtime": "eager"}, UnknownDevice, "with tflite only"),
         ({"records": ["/nowhere/records"]}, Exception, "no folder"),
