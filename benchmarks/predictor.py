@@ -6,7 +6,7 @@
 Needs a calibration of the machine (`pocketzoo calibrate`). Every model is measured as it is at its own resolution and
 at 0.7 of its widths at another resolution; the plan of the calibration has neither. Beside the prediction stand two
 baselines with one factor each, fitted to the measurements themselves, which flatters them: MACs, and an additive table
-of operators that are timed alone. Measurements of the models as they are go into the leaderboard's records.
+of operators that are timed alone.
 """
 
 from __future__ import annotations
