@@ -28,7 +28,6 @@ from pocketzoo.errors import OutsideCalibration, PocketzooError
 from pocketzoo.graph.sized import SizedOperator
 from pocketzoo.profiler.measure import measure_in_batches
 from pocketzoo.profiler.operator_features import multiplies
-from pocketzoo.profiler.plan import traced
 from pocketzoo.profiler.runner import Protocol, settled, stamp, timed
 from pocketzoo.zoo.architecture import Architecture
 
@@ -46,7 +45,7 @@ def narrowed(name: str) -> Architecture | None:
     """The model at 0.7 of its widths, multiples of eight where they may be, at another resolution."""
     arch = Architecture.of(name)
     arch = arch.with_settings(resolution=OTHER.get(arch.resolution, arch.resolution))
-    graph = traced(arch)
+    graph = arch.graph()
     steps = {group: int(np.lcm(step, EIGHT)) if width >= 4 * EIGHT else step
              for (group, width), step in zip(graph.groups.items(), graph.steps.values(), strict=True)}  # fmt: skip
     widths = {g: max(steps[g], round(NARROW * w / steps[g]) * steps[g]) for g, w in graph.groups.items()}
@@ -129,7 +128,7 @@ def table_ms(arch: Architecture) -> float:
     """The sum of the network's operators, each timed alone; equal operators once."""
     known: dict[str, float] = {}
     total = 0.0
-    for operator in traced(arch).operators():
+    for operator in arch.graph().operators():
         key = f"{operator.aten} {operator.inputs} {operator.output} {operator.weight}"
         if key not in known:
             known[key] = alone_ms(operator)
@@ -158,7 +157,7 @@ def predictions(runtime: str) -> pd.DataFrame:
         if record["runtime"] != runtime:
             continue
         arch = Architecture.from_json(json.dumps(record["architecture"]))
-        graph = traced(arch)
+        graph = arch.graph()
         try:
             ms = float(model.predict(graph)[0])
         except OutsideCalibration as error:

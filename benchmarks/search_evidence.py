@@ -42,7 +42,7 @@ from pocketzoo import Architecture, Budget
 from pocketzoo.search.explore import study_of
 from pocketzoo.search.objective import Objective, begin
 from pocketzoo.search.plan import Plan
-from pocketzoo.search.space import CHOICE, HIGHEST, LOWEST, WIDTH, Candidate, Space, graph_of
+from pocketzoo.search.space import CHOICE, HIGHEST, LOWEST, WIDTH, Candidate, Space
 from pocketzoo.search.studies import ARCHITECTURE, quiet
 from pocketzoo.training.data import DataSet, load_data
 from pocketzoo.training.evaluate import evaluate
@@ -241,7 +241,7 @@ def carry_out(run: Run) -> dict[str, Any]:
     fit(model, data, plan.final_recipe)
     accuracy = evaluate(model.cpu(), data.test, data.info).accuracy
     trained = [trial for trial in trials if "epochs" in trial.user_attrs]
-    macs = graph_of(winner.with_widths(None)).price(winner.widths).macs
+    macs = winner.with_widths(None).graph().price(winner.widths).macs
     return {
         "dataset": run.dataset,
         "seed": run.seed,

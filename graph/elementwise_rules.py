@@ -222,7 +222,7 @@ def unknown(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Any:
     where = t.where()
     try:
         result = func(*args, **kwargs)
-    except NotImplementedError:
+    except NotImplementedError:  # what torch raises where an operator has no kernel for meta tensors
         raise UntraceableModel(f"operator {name} at {where} gives no shapes on the meta device") from None
     t.unknown.setdefault(name, where)
     for operand in operands:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..errors import DeviceFailed
-from .dispatch import TIMEOUT_S, Progress, answer, dispatch, start_python
+from .dispatch import Host, Outcome, start_python
 
 FOLDER = "/data/local/tmp"  # where a shell over adb may write
 TERMUX = "/data/data/com.termux/files/usr/bin/python3"
@@ -26,25 +22,12 @@ COMPLAINTS = (  # what adb says, what it means and what to do
 
 
 @dataclass(frozen=True)
-class Adb:
+class Adb(Host):
     """A device in debugging mode with a Python on it."""
 
     name: str  # as the user wrote it
     serial: str | None = None
     python: str = TERMUX  # a program, or a command line that starts it
-
-    def run(
-        self,
-        job: Mapping[str, Any],
-        files: Mapping[str, Path],
-        progress: Progress | None = None,
-        timeout_s: float = TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Run a job there."""
-        outcome = dispatch(self.name, self.command(), job, files, progress, timeout_s)
-        if outcome.code == 1 and (own := [found[1] for line in outcome.said if (found := OWN_LINE.match(line))]):
-            raise DeviceFailed(f"{self.name}: {_complaint(own[-1])}")
-        return answer(self.name, job, self.python, outcome)
 
     def command(self) -> list[str]:
         """The call of `adb`: a shell without terminal and escape character, so that bytes arrive as they are."""
@@ -52,8 +35,13 @@ class Adb:
         python = shlex.join(start_python(shlex.split(self.python)))
         return ["adb", *serial, "shell", "-e", "none", "-T", f"TMPDIR={FOLDER} exec {python}"]
 
+    def complaint(self, outcome: Outcome) -> str | None:
+        """What adb itself complains of."""
+        own = [found[1] for line in outcome.said if (found := OWN_LINE.match(line))]
+        return _meaning(own[-1]) if outcome.code == 1 and own else None
 
-def _complaint(line: str) -> str:
+
+def _meaning(line: str) -> str:
     for pattern, meaning in COMPLAINTS:
         if re.search(pattern, line):
             return f"{meaning} (adb: {line})"

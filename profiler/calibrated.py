@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ class Kind:
         layers[0] = scaled, bias - np.array(self.mean) @ scaled
         return [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
 
+    @cached_property
+    def _edges(self) -> tuple[Logs, Logs]:
+        """Smallest and largest logarithm seen, [features]."""
+        return np.array(self.low, dtype=np.float32), np.array(self.high, dtype=np.float32)
+
     def ms(self, logs: Logs) -> Logs:
         """[rows, features] -> milliseconds."""
         parts = [self._ms(logs[start : start + ROWS]) for start in range(0, len(logs), ROWS)]
@@ -64,7 +69,7 @@ class Kind:
         What is smaller than all that was seen costs as much as the smallest; beyond the largest the physical estimate
         goes on, and the network says what it says at the edge.
         """
-        low, high = (np.array(edge, dtype=np.float32)[:, None] for edge in (self.low, self.high))
+        low, high = (edge[:, None] for edge in self._edges)
         columns = np.maximum(logs.T, low)  # [features, rows], a feature after the other in memory
         physical = physical_ms(np.asarray(self.physical, dtype=np.float32), columns.T)
         values = np.concatenate([np.minimum(columns, high), np.log2(physical)[None]])
@@ -77,7 +82,7 @@ class Kind:
 
     def outside(self, logs: Logs) -> npt.NDArray[np.bool_]:
         """[..., features] -> whether a size is beyond the largest seen."""
-        return np.asarray((logs > np.array(self.high, dtype=np.float32) + MARGIN).any(axis=-1))
+        return np.asarray((logs > self._edges[1] + MARGIN).any(axis=-1))
 
 
 def physical_ms(constants: npt.NDArray[Any], logs: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -118,12 +123,15 @@ class CalibratedModel:
             return self._sum(operators, 1)
         vectors = np.atleast_2d(np.asarray(widths))
         parts = [vectors[start : start + CHUNK] for start in range(0, len(vectors), CHUNK)]
-        _ = graph.operators(vectors[:1])  # what the graph works out once is not worked out by two threads
+        first = self._priced(graph, parts[0])  # alone: what the graph works out once is not worked out by two threads
         with ThreadPoolExecutor() as pool:  # NumPy lets go of the interpreter while it computes
-            total = np.concatenate(list(pool.map(lambda part: self._sum(graph.operators(part), len(part)), parts)))
+            total = np.concatenate([first, *pool.map(partial(self._priced, graph), parts[1:])])
         if np.isnan(total).all():
             self._refuse(graph.operators(vectors[:1]))
         return total
+
+    def _priced(self, graph: ChannelGraph, vectors: npt.NDArray[Any]) -> Array:
+        return self._sum(graph.operators(vectors), len(vectors))
 
     def _sum(self, operators: Sequence[SizedOperator], candidates: int) -> Array:
         found = arranged(self.runtime, operators)

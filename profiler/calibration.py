@@ -6,11 +6,11 @@ import importlib.metadata
 from pathlib import Path
 
 from ..errors import UnknownDevice
-from .calibrate import RUNTIMES, Tell, samples
 from .calibrated import CalibratedModel
 from .fit import fit
 from .latency import calibration_path, write_calibration
 from .runner import stamp
+from .samples import RUNTIMES, Tell, samples
 
 PACKAGES = {"eager": "torch", "onnxruntime": "onnxruntime"}
 

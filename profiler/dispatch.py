@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,37 @@ PROGRESS = re.compile(r"round (\d+) ([\d.]+)\s*")
 PINNED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 NO_PYTHON = (126, 127)  # exit codes of the shell there
 BROKEN = (0, receiver.ABANDONED)  # adb ends well when its device is gone
+
+
+class Host(ABC):
+    """A machine that runs jobs of runner.py: a command that starts Python there, and what its failures mean."""
+
+    name: str  # as the user wrote it: "cpu", "ssh://pi@board:22", "adb"
+    python: str  # a program there, or a command line that starts it
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The command, which `start_python` ends."""
+
+    def complaint(self, outcome: Outcome) -> str | None:
+        """What went wrong on the way there, in words; None where the way is fine, as it is to ourselves."""
+        return None
+
+    def run(
+        self,
+        job: Mapping[str, Any],
+        files: Mapping[str, Path],
+        progress: Progress | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """Run a job there with these files beside it (name -> path here); the runner's result.
+
+        `progress` is called after every round. Raises DeviceFailed.
+        """
+        outcome = dispatch(self.name, self.command(), job, files, progress, timeout_s)
+        if complaint := self.complaint(outcome):
+            raise DeviceFailed(f"{self.name}: {complaint}")
+        return answer(self.name, job, self.python, outcome)
 
 
 @dataclass(frozen=True)

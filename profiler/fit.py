@@ -14,11 +14,10 @@ from scipy.stats import spearmanr
 from sklearn.neural_network import MLPRegressor
 
 from ..errors import InvalidRun
-from .calibrate import Sample
 from .calibrated import CalibratedModel, Kind, arranged, physical_ms
 from .operator_features import KINDS, kind_of, light_kind, light_terms, multiplies, table
 from .physical import LatencyError
-from .plan import traced
+from .samples import Sample
 
 Array = npt.NDArray[np.float64]
 LEAST_SAMPLES = 30
@@ -51,7 +50,7 @@ def rows(samples: Sequence[Sample], runtime: str) -> list[Row]:
 
 
 def _row(sample: Sample, runtime: str, speed: float) -> Row:
-    operators = traced(sample.architecture).operators()
+    operators = sample.architecture.graph().operators()
     if len(operators) != len(sample.operator_ms):
         raise InvalidRun("the samples were measured with another pocketzoo: calibrate anew")
     found = arranged(runtime, operators)

@@ -6,14 +6,11 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 from ..errors import UnknownDevice, suggestion
 from .adb import Adb
-from .dispatch import TIMEOUT_S, Progress, answer, dispatch, start_python
+from .dispatch import Host, start_python
 from .ssh import Ssh
 
 FORMS = "cpu, ssh://[user@]host[:port], adb or adb://SERIAL; the last three take ?python=PATH"
@@ -23,43 +20,16 @@ SSH = re.compile(
 ADB = re.compile(r"adb(?:://(?P<serial>[\w.][\w.:-]*)?/?)?")
 
 
-class Host(Protocol):
-    """A machine that runs jobs of runner.py."""
-
-    @property
-    def name(self) -> str:
-        """As the user wrote it: "cpu", "ssh://pi@board:22", "adb"."""
-
-    def run(
-        self,
-        job: Mapping[str, Any],
-        files: Mapping[str, Path],
-        progress: Progress | None = None,
-        timeout_s: float = TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Run a job there with these files beside it (name -> path here); the runner's result.
-
-        `progress` is called after every round. Raises DeviceFailed.
-        """
-
-
 @dataclass(frozen=True)
-class Local:
+class Local(Host):
     """This machine, in a child process of its own, so that no other engine shares its memory and threads."""
 
     name: str = "cpu"
     python: str = sys.executable
 
-    def run(
-        self,
-        job: Mapping[str, Any],
-        files: Mapping[str, Path],
-        progress: Progress | None = None,
-        timeout_s: float = TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Run a job here."""
-        outcome = dispatch(self.name, start_python([self.python]), job, files, progress, timeout_s)
-        return answer(self.name, job, self.python, outcome)
+    def command(self) -> list[str]:
+        """Our own Python."""
+        return start_python([self.python])
 
 
 def host(device: str) -> Host:

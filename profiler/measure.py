@@ -202,7 +202,7 @@ def network(name: str, model: str | Architecture | nn.Module, batch: int, resolu
     arch = Architecture.of(model, **given) if isinstance(model, str) else model.with_settings(**given)
     with torch.device("meta"):
         weight_bytes = _weight_bytes(arch.build())
-    return Network(name, partial(_built, arch), (batch, *(shape or arch.input_shape)[1:]), weight_bytes, arch)
+    return Network(name, partial(built, arch), (batch, *(shape or arch.input_shape)[1:]), weight_bytes, arch)
 
 
 def _weight_bytes(module: nn.Module) -> int:
@@ -213,7 +213,8 @@ def _copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).cpu().eval()
 
 
-def _built(arch: Architecture) -> nn.Module:
+def built(arch: Architecture) -> nn.Module:
+    """The network in eval mode with real weights of seed 0; other seeds are left as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return arch.build().eval()

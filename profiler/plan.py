@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ..graph.channel_graph import ChannelGraph, trace
+from ..graph.channel_graph import ChannelGraph
 from ..graph.sized import SizedOperator
 from ..zoo import registry
 from ..zoo.architecture import Architecture
@@ -48,14 +47,14 @@ def _probe(name: str, rng: np.random.Generator) -> tuple[Architecture, ChannelGr
     arch = Architecture.of(name)
     if arch.resolution >= min(SIDES):
         arch = arch.with_settings(resolution=int(rng.choice(SIDES)))
-    graph = traced(arch)
+    graph = arch.graph()
     widths = _random_widths(graph, rng)
     if not graph.valid(widths)[0] or graph.price_many(widths, ("macs",))["macs"][0] > MOST_MACS:
         return None
     if any(map(_pools_unevenly, graph.operators())):
         return None
     arch = arch.with_widths(dict(zip(graph.groups, widths.tolist(), strict=True)))
-    return arch, traced(arch)
+    return arch, arch.graph()
 
 
 def _pools_unevenly(operator: SizedOperator) -> bool:
@@ -64,12 +63,6 @@ def _pools_unevenly(operator: SizedOperator) -> bool:
         return False
     sides = zip(operator.inputs[0][2:], operator.output[2:], strict=True)
     return any(int(before) % int(after) != 0 for before, after in sides)
-
-
-def traced(arch: Architecture) -> ChannelGraph:
-    """The graph of an Architecture, built without memory."""
-    with torch.device("meta"):
-        return trace(arch.build(), arch.input_shape)
 
 
 def _random_widths(graph: ChannelGraph, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from ..errors import DeviceFailed
-from .dispatch import TIMEOUT_S, Outcome, Progress, answer, dispatch, start_python
+from .dispatch import Host, Outcome, start_python
 
 CONFIG = "POCKETZOO_SSH_CONFIG"  # names a file to use instead of ~/.ssh/config
 FAILED = 255  # ssh's own exit code; others are the command's
@@ -39,7 +35,7 @@ COMPLAINTS = (  # what ssh says, what it means and what to do; the first match h
 
 
 @dataclass(frozen=True)
-class Ssh:
+class Ssh(Host):
     """Another machine: nothing is needed there but a shell, Python 3.8 or newer and the runtime."""
 
     name: str  # as the user wrote it
@@ -47,19 +43,6 @@ class Ssh:
     user: str | None = None
     port: int | None = None
     python: str = "python3"  # a program, or a command line that starts it; relative to the home folder
-
-    def run(
-        self,
-        job: Mapping[str, Any],
-        files: Mapping[str, Path],
-        progress: Progress | None = None,
-        timeout_s: float = TIMEOUT_S,
-    ) -> dict[str, Any]:
-        """Run a job there."""
-        outcome = dispatch(self.name, self.command(), job, files, progress, timeout_s)
-        if outcome.code == FAILED:
-            raise DeviceFailed(f"{self.name}: {_complaint(outcome)}")
-        return answer(self.name, job, self.python, outcome)
 
     def command(self) -> list[str]:
         """The call of `ssh`."""
@@ -80,8 +63,12 @@ class Ssh:
             f"exec {shlex.join(start_python(python))}",
         ]
 
+    def complaint(self, outcome: Outcome) -> str | None:
+        """What ssh itself complains of."""
+        return _meaning(outcome) if outcome.code == FAILED else None
 
-def _complaint(outcome: Outcome) -> str:
+
+def _meaning(outcome: Outcome) -> str:
     said = "\n".join(outcome.said)
     for pattern, meaning in COMPLAINTS:
         if found := re.search(rf".*(?:{pattern}).*", said):

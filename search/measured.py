@@ -10,7 +10,7 @@ from ..profiler.calibrated import CalibratedModel
 from ..profiler.measurement import Measurement
 from ..training.result import Result
 from ..zoo.architecture import Architecture
-from .space import Space, graph_of
+from .space import Space
 
 RECORD = "latency"  # in a result's provenance of the search
 
@@ -55,7 +55,7 @@ def predicted(space: Space, architecture: Architecture) -> dict[str, Any]:
     """The record of a prediction and its model's error; empty where the budget has no latency."""
     if (model := space.latency) is None:
         return {}
-    limit_ms, ms = space.budget.limits["latency_ms"], float(model.predict(graph_of(architecture))[0])
+    limit_ms, ms = space.budget.limits["latency_ms"], float(model.predict(architecture.graph())[0])
     record = Latency(model.device, model.runtime, limit_ms, ms, asdict(model.error)).to_dict()
     return {RECORD: {name: value for name, value in record.items() if name != "measured_ms"}}
 

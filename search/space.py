@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 
 from ..errors import BudgetTooSmall, InvalidSetting, UntraceableModel
-from ..graph.channel_graph import ChannelGraph, trace
+from ..graph.channel_graph import ChannelGraph
 from ..zoo import registry
 from ..zoo.architecture import Architecture
 from .budget import Budget, human_costs
@@ -154,20 +153,12 @@ class Space:
 
     def _graph(self, arch: Architecture) -> ChannelGraph:
         if arch.key not in self._graphs:
-            graph = graph_of(arch)
+            graph = arch.graph()
             if not graph.groups:
                 frozen = ", ".join(f"{name} ({why})" for name, why in graph.frozen.items())
                 raise UntraceableModel(f"{arch.family} has no channels whose number can vary: {frozen}")
             self._graphs[arch.key] = graph
         return self._graphs[arch.key]
-
-
-def graph_of(arch: Architecture) -> ChannelGraph:
-    """The channel graph of an architecture, built without memory where the family allows it."""
-    if arch.is_foreign:
-        return trace(arch.build(), arch.input_shape)
-    with torch.device("meta"):
-        return trace(arch.build(), arch.input_shape)
 
 
 def _options(base: Architecture, resolutions: Sequence[int]) -> dict[str, tuple[Any, ...]]:

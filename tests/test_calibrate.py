@@ -17,11 +17,11 @@ from pocketzoo import Architecture, DeviceFailed, InvalidRun, UnknownDevice
 from pocketzoo.cli import main
 from pocketzoo.profiler import calibrate as measuring
 from pocketzoo.profiler import fit as fitting
-from pocketzoo.profiler.calibrate import read_samples, samples
 from pocketzoo.profiler.calibration import calibrate
 from pocketzoo.profiler.latency import calibration_folder, latency_model
 from pocketzoo.profiler.operator_features import multiplies
-from pocketzoo.profiler.plan import MOST_MACS, probes, traced
+from pocketzoo.profiler.plan import MOST_MACS, probes
+from pocketzoo.profiler.samples import read_samples, samples
 from pocketzoo.profiler.timeline import eager_timeline, onnx_timeline
 
 SHORT, LONG = 10, 1e6  # networks; seconds or minutes
@@ -38,7 +38,7 @@ def tiny(seed: int) -> Iterator[tuple[Architecture, Any]]:
     for number in range(10_000):
         base = Architecture.of("calibrations:small", num_classes=10, in_channels=3, resolution=8 + number % 5)
         arch = base.with_widths({"stem": 4 + number % 7, "expand": 4 + number // 7})
-        yield arch, traced(arch)
+        yield arch, arch.graph()
 
 
 def short(seed: int) -> Iterator[tuple[Architecture, Any]]:

@@ -14,7 +14,6 @@ from torch import nn
 
 from pocketzoo import Architecture, InvalidRun, OutsideCalibration, UnknownDevice
 from pocketzoo.profiler import fit as fitting
-from pocketzoo.profiler.calibrate import Sample, read_samples
 from pocketzoo.profiler.calibrated import CHUNK, CalibratedModel
 from pocketzoo.profiler.fit import LEAST_SAMPLES, fit
 from pocketzoo.profiler.latency import (
@@ -26,7 +25,7 @@ from pocketzoo.profiler.latency import (
 )
 from pocketzoo.profiler.layouts import Layouts, layouts
 from pocketzoo.profiler.operator_features import FAR, KINDS, NAMES, features, light_terms, multiplies, table
-from pocketzoo.profiler.plan import traced
+from pocketzoo.profiler.samples import Sample, read_samples
 
 RUNTIMES = ("eager", "onnxruntime")
 
@@ -396,7 +395,7 @@ def invented(count: int, law: Law, seed: int = 0) -> list[Sample]:
     rng = np.random.default_rng(seed)
     found = []
     for number, arch in enumerate(drawn(count, seed)):
-        ms = rng.uniform(1, 2) * np.array([*map(law, traced(arch).operators()), 1.0])
+        ms = rng.uniform(1, 2) * np.array([*map(law, arch.graph().operators()), 1.0])
         found.append(Sample(number, arch, tuple(ms[:-1].tolist()), {}, float(ms[:-1].sum()), float(ms[-1])))
     return found
 
@@ -415,7 +414,7 @@ def test_a_fit_recovers_invented_costs(law: Law, count: int, percent: float, mon
     assert model.reference_ms == nominal
     off = []
     for arch in drawn(20, seed=7):
-        graph = traced(arch)
+        graph = arch.graph()
         try:
             ms = model.predict(graph)[0]
         except OutsideCalibration:

@@ -20,7 +20,7 @@ from pocketzoo.search.outcome import Study, pareto, trials_table
 from pocketzoo.search.plan import Plan
 from pocketzoo.search.projection import ENOUGH, NO_STEP
 from pocketzoo.search.run import run_search
-from pocketzoo.search.space import Space, graph_of
+from pocketzoo.search.space import Space
 from pocketzoo.training.recipe import Recipe
 from pocketzoo.training.result import Result
 from pocketzoo.training.run import evaluate_run
@@ -204,7 +204,7 @@ def lenet() -> Architecture:
 
 
 def narrowest(arch: Architecture) -> int:
-    graph = graph_of(arch)
+    graph = arch.graph()
     return int(graph.price_many([list(graph.steps.values())], ("macs",))["macs"][0])
 
 
@@ -283,7 +283,7 @@ def test_other_classes_get_a_fresh_classifier(parent: Parent) -> None:
 
 
 def test_another_structure_begins_fresh(parent: Parent) -> None:
-    arch = lenet().with_widths(graph_of(lenet()).groups)
+    arch = lenet().with_widths(lenet().graph().groups)
     first, second = begin(arch, 0, parent).state_dict(), begin(arch, 0, None).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 

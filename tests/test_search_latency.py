@@ -22,7 +22,7 @@ from pocketzoo.search.latency import TimedGraph
 from pocketzoo.search.outcome import Study
 from pocketzoo.search.projection import ENOUGH
 from pocketzoo.search.run import run_search
-from pocketzoo.search.space import Space, graph_of
+from pocketzoo.search.space import Space
 from pocketzoo.training.recipe import Recipe
 from pocketzoo.training.result import Result
 
@@ -38,7 +38,7 @@ def base() -> Architecture:
 
 def halfway_ms(model: LatencyModel) -> float:
     """Between the narrowest network and the base itself."""
-    graph = graph_of(base())
+    graph = base().graph()
     return float(model.predict(graph, [list(graph.steps.values()), list(graph.groups.values())]).mean())
 
 
@@ -48,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETZOO_HOME", str(folder))
-        write_calibration(calibrations.calibrated(graph_of(base())), calibration_path("cpu", "eager"))
+        write_calibration(calibrations.calibrated(base().graph()), calibration_path("cpu", "eager"))
         yield folder
 
 
@@ -82,7 +82,7 @@ def test_every_trial_is_within_the_limit(name: str, request: pytest.FixtureReque
     table = pd.read_csv(study.out / "trials.csv")
     assert len(table) == TRIALS
     for _, trial in table.iterrows():
-        predicted = model.predict(graph_of(Architecture.from_json(trial["architecture"])))[0]
+        predicted = model.predict(Architecture.from_json(trial["architecture"]).graph())[0]
         assert trial["latency_ms"] == pytest.approx(predicted, rel=1e-5)
         assert predicted <= study.latency.limit_ms * (1 + 1e-5)
         assert trial["share"] == pytest.approx(predicted / study.latency.limit_ms, rel=1e-5)
@@ -96,7 +96,7 @@ def test_a_published_device_is_predicted_only(published: Study) -> None:
         result = Result.from_json((folder / "result.json").read_text())
         assert not result.measurements
         record = result.provenance["search"]["latency"]
-        assert record["predicted_ms"] == pytest.approx(model.predict(graph_of(result.architecture))[0])  # type: ignore[arg-type]
+        assert record["predicted_ms"] == pytest.approx(model.predict(result.architecture.graph())[0])  # type: ignore[arg-type]
         assert record["error"]["mape_percent"] == model.error.mape_percent
     text = str(published)
     assert f"predicted {latency.predicted_ms:.4g} ms" in text
@@ -174,14 +174,14 @@ def test_the_tighter_of_latency_and_macs_binds(home: Path) -> None:
 
 
 def test_a_limit_below_the_narrowest_says_the_least(home: Path) -> None:
-    graph = graph_of(base())
+    graph = base().graph()
     least = latency_model("cpu").predict(graph, [list(graph.steps.values())])[0]
     with pytest.raises(BudgetTooSmall, match=f"latency={1e3 * least:.4g}us"):
         Space(base(), Budget(latency=0.9 * least / 1e3))
 
 
 def test_what_cannot_be_priced_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = calibrations.calibrated(graph_of(base()), kinds={"conv": calibrations.kind()})
+    known = calibrations.calibrated(base().graph(), kinds={"conv": calibrations.kind()})
     write_calibration(known, calibration_path("cpu", "onnxruntime"))
     with pytest.raises(OutsideCalibration, match="saw no such operator"):
         Space(base(), Budget(latency="8ms", runtime="onnxruntime"))
@@ -190,7 +190,7 @@ def test_what_cannot_be_priced_is_named(home: Path, monkeypatch: pytest.MonkeyPa
 
 def test_candidates_beyond_the_calibration_are_never_chosen() -> None:
     """Some too large, or all: they cost infinitely much, and pricing goes on."""
-    graph = graph_of(base())
+    graph = base().graph()
     limit = float(np.log2(graph.price().macs))
     seen = calibrations.kind(high=[limit] + [calibrations.LARGEST] * (len(calibrations.NAMES) - 1))
     timed = TimedGraph(graph, calibrations.calibrated(graph, kinds=dict.fromkeys(calibrations.KINDS, seen)))

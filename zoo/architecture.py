@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -10,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from torch import nn
 from ..errors import InvalidSetting, UnknownModel, suggestion
 from . import registry
 from .initialise import initialise
+
+if TYPE_CHECKING:
+    from ..graph.channel_graph import ChannelGraph
 
 FORMAT = 1
 INPUT_FIELDS = ("num_classes", "in_channels", "resolution")
@@ -101,6 +105,13 @@ class Architecture:
             resized.to_empty(device=device)
             initialise(resized)
         return resized
+
+    def graph(self) -> ChannelGraph:
+        """The network's channel graph, built without memory where the family is ours."""
+        from ..graph.channel_graph import trace
+
+        with contextlib.nullcontext() if self.is_foreign else torch.device("meta"):
+            return trace(self.build(), self.input_shape)
 
     def _build_default(self) -> nn.Module:
         if self.is_foreign:

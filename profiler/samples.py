@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..errors import DeviceFailed, InvalidRun, UnknownDevice
 from ..graph.channel_graph import ChannelGraph
 from ..zoo.architecture import Architecture
 from .export import onnx_for_timing
 from .hosts import host
-from .measure import REFERENCE, reference
+from .measure import REFERENCE, built, reference
 from .plan import probes
 from .runner import Protocol, pinned
 from .runtimes import torch_threads
@@ -120,9 +119,9 @@ def _eager(device: str, threads: int, plan: Plan) -> Iterator[Sample]:
             raise DeviceFailed("cuda: PyTorch finds no CUDA device here; calibrate on the machine that has it")
         wait = torch.cuda.synchronize
     arch = reference()
-    beside, images = _built(arch).to(device), torch.randn(*arch.input_shape, device=device)
+    beside, images = built(arch).to(device), torch.randn(*arch.input_shape, device=device)
     for number, (arch, graph) in plan:
-        module = _built(arch).to(device)
+        module = built(arch).to(device)
         with torch_threads(threads), pinned(threads):
             timeline = eager_timeline(module, graph, lambda: beside(images), threads, wait=wait)
         yield _sample(number, arch, timeline)
@@ -134,14 +133,14 @@ def _onnx(device: str, threads: int, plan: Plan) -> Iterator[Sample]:
     plan, first = iter(plan), reference()
     with tempfile.TemporaryDirectory(prefix="pocketzoo-") as folder:
         beside = Path(folder) / "reference.onnx"
-        beside.write_bytes(onnx_for_timing(_built(first), first.input_shape))
+        beside.write_bytes(onnx_for_timing(built(first), first.input_shape))
         while part := list(islice(plan, JOB)):
             files, graphs = {beside.name: beside}, {}
             models: dict[str, Any] = {REFERENCE: {"file": beside.name, "shape": list(first.input_shape)}}
             for number, (arch, graph) in part:
                 name = arch.key
                 file = Path(folder) / f"{name}.onnx"
-                file.write_bytes(onnx_for_timing(_built(arch), arch.input_shape))
+                file.write_bytes(onnx_for_timing(built(arch), arch.input_shape))
                 files[file.name], graphs[name] = file, (number, arch, graph)
                 models[name] = {"file": file.name, "shape": list(arch.input_shape)}
             job = {"runtime": "onnxruntime", "protocol": asdict(protocol), "reference": REFERENCE,
@@ -152,12 +151,6 @@ def _onnx(device: str, threads: int, plan: Plan) -> Iterator[Sample]:
                 timeline = onnx_timeline(result["nodes"][name], graph, found["median_ms"], found["reference_ms"])
                 yield _sample(number, arch, timeline)
                 (Path(folder) / f"{name}.onnx").unlink()
-
-
-def _built(arch: Architecture) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return arch.build().eval()
 
 
 def _sample(number: int, arch: Architecture, timeline: Timeline) -> Sample:
