@@ -15,8 +15,8 @@ from torch import nn
 
 from pocketzoo import Architecture, DeviceFailed, InvalidRun, UnknownDevice
 from pocketzoo.cli import main
-from pocketzoo.profiler import calibrate as measuring
 from pocketzoo.profiler import fit as fitting
+from pocketzoo.profiler import samples as measuring
 from pocketzoo.profiler.calibration import calibrate
 from pocketzoo.profiler.latency import calibration_folder, latency_model
 from pocketzoo.profiler.operator_features import multiplies
