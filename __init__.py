@@ -27,6 +27,7 @@ _PUBLIC = {
     "search.budget": ["Budget"],
     "search.run": ["run_search"],
     "search.outcome": ["Study"],
+    "search.shrink": ["Shrunk", "shrink"],
     "training.data": ["load_data"],
     "training.recipe": ["Recipe"],
     "training.result": ["Result"],

@@ -17,7 +17,7 @@ from .branches import Branch, find_branches, without
 from .cells import Channels, Indices, Match, label, match
 from .confirm import broken_constraint, confirmed, follow, free_widths, shapes_at, steps_of, values_at
 from .costs import Costs, EnergyTable, default_energy
-from .masks import masked
+from .masks import Reader, masked, readers
 from .record import Shape, Side
 from .resize import Index, grouped_reads, indices, rebuild
 from .sampling import sample_widths
@@ -28,6 +28,7 @@ from .tracer import Tracer
 
 Widths = dict[str, int]
 Keep = dict[str, Any]  # group -> kept indices; of a group tied by size only: layer -> kept indices
+Scores = dict[str, Any]  # group -> one number a channel; of a group tied by size only: layer -> numbers
 COLUMNS = ("params", "macs", "flops", "activations", "peak_memory_bytes", "memory_access", "energy_uj")
 
 
@@ -102,6 +103,11 @@ class ChannelGraph:
     def removable(self) -> frozenset[str]:
         """Groups that may have width 0: the residual branch that they are inside of is gone then."""
         return frozenset(self._names[s] for b in self._branches for s in b.emptied_by)
+
+    @cached_property
+    def branches(self) -> list[frozenset[str]]:
+        """The groups of each residual branch that may be removed: width 0 of any of them removes it."""
+        return [frozenset(self._names[s] for s in b.emptied_by) for b in self._branches]
 
     # -- checking ----------------------------------------------------------------------------------------------------
 
@@ -328,6 +334,39 @@ class ChannelGraph:
                 seen |= channels
         return members
 
+    @property
+    def n_channels(self) -> int:
+        """How many channels there are, tied ones counted once."""
+        return len(self._channels.cell)
+
+    def channels(self, parameter: str, side: int) -> Indices | None:
+        """Which channel (0 to `n_channels`) each position of a parameter's side is; None where that side is frozen.
+
+        Tied positions bear one number, also across layers. A grouped convolution's input side is in `readers`.
+        """
+        return self._channels.along(parameter, side)
+
+    def channels_of(self, layer: str) -> Indices:
+        """Which channel each output of a layer of `members` is."""
+        return self._channel_list(layer)
+
+    def makers(self) -> dict[str, tuple[str, int]]:
+        """Every layer that makes channels -> its weight, and the side of it along which they lie."""
+        return {maker: (parameter, side) for maker, (parameter, side, _) in self._makers.items()}
+
+    def readers(self) -> dict[str, Reader]:
+        """Every weight of a convolution or linear layer that mixes channels -> which ones it reads."""
+        return readers(self._channels)
+
+    def by_group(self, per_channel: npt.ArrayLike) -> Scores:
+        """One number a channel, [n_channels] -> the numbers of each group, as `select` takes them."""
+        numbers = np.asarray(per_channel, dtype=np.float64)
+        found: Scores = {}
+        for group, layers in self.members.items():
+            own = {layer: numbers[self._channel_list(layer)] for layer in layers}
+            found[group] = own[group] if len(layers) == 1 else own
+        return found
+
     def _channel_list(self, maker: str) -> npt.NDArray[np.int64]:
         parameter, side, _ = self._makers[maker]
         channels = self._channels.along(parameter, side)
@@ -447,7 +486,7 @@ class ChannelGraph:
         rest, _ = self._rest(gone, self._model)
         keep = rest.select({name: s for name, s in scores.items() if name in rest.groups},
                            {name: w for name, w in full.items() if name in rest.groups}, strict=strict)  # fmt: skip
-        return {name: keep.get(name, []) for name in self.groups}
+        return {name: keep[name] if name in keep else list(range(full[name])) for name in self.groups}
 
     def _kept_only(self, keep: Mapping[str, Any]) -> Channels:
         """The channels with every one that is not kept moved to a cell of its own."""

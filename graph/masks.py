@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,27 @@ def reading_sides(tracer: Tracer) -> dict[str, int]:
                 if tracer.parameters[name].dim() >= 2 and not name.endswith("original0"):
                     sides[name] = reads
     return sides
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a weight reads: the channel at each position of its layer's whole input, in `groups` equal parts."""
+
+    channels: npt.NDArray[np.int64]
+    groups: int
+    side: int  # of the weight, along which a group's part of the input lies
+
+
+def readers(channels: Channels) -> dict[str, Reader]:
+    """Every weight of a convolution or linear layer that reads channels which can vary; depthwise ones mix none."""
+    found = {}
+    for name, side in reading_sides(channels.tracer).items():
+        if name in channels.tracer.grouped:
+            groups, line, _ = channels.tracer.grouped[name]
+            found[name] = Reader(channels.of_label[line.numpy()], groups, side)
+        elif (along := channels.along(name, side)) is not None:
+            found[name] = Reader(along, 1, side)
+    return found
 
 
 def _kept_entries(channels: Channels, dropped: Dropped, name: str, side: int) -> npt.NDArray[np.float32] | None:

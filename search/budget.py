@@ -38,6 +38,10 @@ SPELLINGS = {"", "K", "kB", "KiB", "MiB", "GiB"}  # read, but not written
 UNITS = {"macs": COUNT, "params": COUNT, "size": BYTES, "memory": BYTES, "energy": JOULES, "latency": SECONDS}
 EXAMPLES = {"macs": "30M", "params": "1.5M", "size": "500KB", "memory": "256KB", "energy": "2mJ", "latency": "8ms"}
 WEIGHT_BYTES = 4  # float32
+COLUMNS = {  # limit -> column of `price_many`, and the limit's units in one of the column's
+    "macs": ("macs", 1.0), "params": ("params", 1.0), "size": ("params", float(WEIGHT_BYTES)),
+    "memory": ("peak_memory_bytes", 1.0), "energy": ("energy_uj", 1e-6), "latency": ("latency_ms", 1e-3),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, init=False)
@@ -83,18 +87,16 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Read `"macs=30M,params=1.5M"`; raises InvalidBudget."""
-        given: dict[str, str] = {}
-        for part in text.split(","):
-            name, equals, limit = (piece.strip() for piece in part.partition("="))
-            known = [field.name for field in fields(cls)]
-            if not equals:
-                raise InvalidBudget(f"{part.strip()!r} is no limit; expected name=value, for example macs=30M")
-            if name not in known:
-                raise InvalidBudget(f"no limit named {name!r}{suggestion(name, known)} (there are {', '.join(known)})")
-            if name in given:
-                raise InvalidBudget(f"{name} is given twice in {text!r}; give each limit once")
-            given[name] = limit
-        return cls(**given)
+        return cls(**_split(text))
+
+    @classmethod
+    def relative(cls, limits: str | Mapping[str, str], costs: Mapping[str, float]) -> Budget:
+        """Read limits of which some are shares, such as `macs=40%`, of what a network costs now, by column.
+
+        Raises InvalidBudget.
+        """
+        given = _split(limits) if isinstance(limits, str) else dict(limits)
+        return cls(**{name: _share(name, limit, costs) if "%" in limit else limit for name, limit in given.items()})  # type: ignore[arg-type]
 
     @property
     def limits(self) -> dict[str, float]:
@@ -123,11 +125,33 @@ class Budget:
         return ",".join(f"{name}={_human(name, limit)}" for name, limit in self.to_dict().items())
 
 
+def _split(text: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, limit = (piece.strip() for piece in part.partition("="))
+        known = [field.name for field in fields(Budget)]
+        if not equals:
+            raise InvalidBudget(f"{part.strip()!r} is no limit; expected name=value, for example macs=30M")
+        if name not in known:
+            raise InvalidBudget(f"no limit named {name!r}{suggestion(name, known)} (there are {', '.join(known)})")
+        if name in given:
+            raise InvalidBudget(f"{name} is given twice in {text!r}; give each limit once")
+        given[name] = limit
+    return given
+
+
+def _share(name: str, text: str, costs: Mapping[str, float]) -> float:
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*%", text.strip())
+    if match is None or not 0 < float(match[1]) <= 100 or name not in COLUMNS:
+        raise InvalidBudget(f"{name}={text!r} is no share of what the network costs; expected such as macs=40%")
+    column, scale = COLUMNS[name]
+    return float(match[1]) / 100 * costs[column] * scale
+
+
 def human_costs(costs: Mapping[str, float]) -> str:
     """Costs by column of `price_many` in the units of a budget: `macs=30M, memory=256KB`."""
-    names = {"peak_memory_bytes": "memory", "energy_uj": "energy", "latency_ms": "latency"}
-    units = {"energy_uj": 1e6, "latency_ms": 1e3}
-    scaled = {names.get(c, c): v / units.get(c, 1) for c, v in costs.items()}
+    limits = {column: (name, scale) for name, (column, scale) in COLUMNS.items() if name != "size"}
+    scaled = {limits[c][0]: v * limits[c][1] for c, v in costs.items()}
     return ", ".join(f"{name}={_human(name, value, digits=4)}" for name, value in scaled.items())
 
 

@@ -54,30 +54,30 @@ def project(graph: Priced, proportions: npt.ArrayLike, budget: Budget, cap: floa
     multiplier whose rounded widths fit, then what is left is spent a step of a group at a time, the step that distorts
     the proportions least first. Raises BudgetTooSmall when not even the narrowest network fits.
     """
-    space = _Space(graph, budget, cap)
+    limits = Limits(graph, budget, cap)
     ratios = np.atleast_2d(np.asarray(proportions, dtype=np.float64))
-    if ratios.shape[1] != len(space.default) or not (np.isfinite(ratios) & (ratios > 0)).all():
-        raise ValueError(f"proportions are [N, {len(space.default)}] positive numbers, not {ratios.shape}")
-    space.check_reachable()
-    targets = _largest_multiplier(space, ratios)
-    widths = np.stack([space.fill(space.rounded(target), target) for target in targets])
-    share = space.share(widths)
-    return Projected(widths, share, tuple(space.reason(w, s) for w, s in zip(widths, share, strict=True)))
+    if ratios.shape[1] != len(limits.default) or not (np.isfinite(ratios) & (ratios > 0)).all():
+        raise ValueError(f"proportions are [N, {len(limits.default)}] positive numbers, not {ratios.shape}")
+    limits.check_reachable()
+    targets = _largest_multiplier(limits, ratios)
+    widths = np.stack([limits.fill(limits.rounded(target), target) for target in targets])
+    share = limits.share(widths)
+    return Projected(widths, share, tuple(limits.reason(w, s) for w, s in zip(widths, share, strict=True)))
 
 
 def least(graph: Priced, budget: Budget) -> dict[str, float]:
     """Costs of the narrowest network (every group at one step) in the columns that the budget limits."""
-    return _Space(graph, budget, CAP).least()
+    return Limits(graph, budget, CAP).least()
 
 
 def smallest_share(graph: Priced, budget: Budget) -> float:
     """The share of the tightest limit that the narrowest network takes; above 1, nothing fits."""
-    space = _Space(graph, budget, CAP)
-    return float(space.share(space.step[None])[0])
+    limits = Limits(graph, budget, CAP)
+    return float(limits.share(limits.step[None])[0])
 
 
-class _Space:
-    """Widths between one step and the cap, priced against the limits."""
+class Limits:
+    """A graph under a budget: widths between one step and the cap, priced against the limits."""
 
     def __init__(self, graph: Priced, budget: Budget, cap: float) -> None:
         self.graph = graph
@@ -104,9 +104,11 @@ class _Space:
         return np.asarray(np.clip(steps, self.step, self.top))
 
     def least(self) -> dict[str, float]:
+        """Costs of the narrowest network by column."""
         return dict(zip(self.columns, self.costs(self.step[None])[0].tolist(), strict=True))
 
     def check_reachable(self) -> None:
+        """Raise BudgetTooSmall when not even the narrowest network fits."""
         if self.share(self.step[None])[0] > 1:
             raise BudgetTooSmall(
                 f"{self.budget} is below what the model can reach: the narrowest network costs"
@@ -141,6 +143,7 @@ class _Space:
             widths = together[np.flatnonzero(self.share(together) <= 1)[-1]]
 
     def reason(self, widths: Ints, share: float) -> str:
+        """Why no more of the budget is spent."""
         if share >= ENOUGH:
             return WITHIN
         capped = widths >= self.top
@@ -148,20 +151,20 @@ class _Space:
         return CAPPED if (beyond[capped] <= 1).any() else NO_STEP
 
 
-def _largest_multiplier(space: _Space, ratios: Floats) -> Floats:
+def _largest_multiplier(limits: Limits, ratios: Floats) -> Floats:
     """[N, G] -> real widths at the largest multiplier of each row whose rounded widths fit.
 
     A whole grid is priced at once and the gap above the best of it divided again: unlike bisection this needs no cost
     to be monotone and no multiplier to be valid.
     """
-    wanted = ratios * space.default
-    low = (space.step / wanted).min(axis=1) / 2  # every group rounds to one step
-    high = (space.top / wanted).max(axis=1)  # every group is at its cap
+    wanted = ratios * limits.default
+    low = (limits.step / wanted).min(axis=1) / 2  # every group rounds to one step
+    high = (limits.top / wanted).max(axis=1)  # every group is at its cap
     rows = np.arange(len(ratios))
     for _ in range(ROUNDS):
         grid = np.geomspace(low, high, GRID, axis=1)  # [N, GRID]
-        widths = space.rounded(grid[:, :, None] * wanted[:, None, :])
-        fits = space.share(widths.reshape(-1, wanted.shape[1])).reshape(grid.shape) <= 1
+        widths = limits.rounded(grid[:, :, None] * wanted[:, None, :])
+        fits = limits.share(widths.reshape(-1, wanted.shape[1])).reshape(grid.shape) <= 1
         fits[:, 0] = True  # known from the round before
         best = GRID - 1 - fits[:, ::-1].argmax(axis=1)
         low, high = grid[rows, best], grid[rows, np.minimum(best + 1, GRID - 1)]

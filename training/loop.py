@@ -26,6 +26,7 @@ CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the
 
 OnEpoch = Callable[[int, float], None]
 ExtraLoss = Callable[[nn.Module], Tensor]
+AfterStep = Callable[[nn.Module, torch.optim.Optimizer, int, int], None]  # model, optimizer, steps done, of all
 
 
 class DivergedTraining(PocketzooError):
@@ -70,15 +71,17 @@ def fit(
     resume: bool = True,
     accelerator: Accelerator | None = None,
     extra_loss: ExtraLoss | None = None,
+    after_step: AfterStep | None = None,
     progress: bool = False,
 ) -> History:
     """Train `model` in place on `data.train`, on the accelerator's device; it ends in eval mode after the last epoch.
 
     `on_epoch(epoch, val_accuracy)`, epochs from 1, may raise to stop. With `checkpoint_dir` every epoch is kept in one
     file there, and a run that was stopped goes on to the same weights as one that was not; `resume=False` begins anew.
-    `extra_loss(model)` is added to each step's loss. The last incomplete batch of an epoch is left out. Several
-    processes, started by `accelerate launch`, share each batch. Everything random is drawn from the recipe's seed and
-    the epoch's number; the caller's random state is left as it was. `progress` shows a bar on stderr.
+    `extra_loss(model)` is added to each step's loss; `after_step` may change the weights after each step. The last
+    incomplete batch of an epoch is left out. Several processes, started by `accelerate launch`, share each batch.
+    Everything random is drawn from the recipe's seed and the epoch's number; the caller's random state is left as it
+    was. `progress` shows a bar on stderr.
     Raises DivergedTraining, and InvalidRun for a checkpoint of another training.
     """
     accelerator = accelerator or Accelerator()
@@ -93,7 +96,7 @@ def fit(
     prepared, stepper = accelerator.prepare(model, optimizer)
     if teacher is not None:
         teacher.to(device)
-    step = _Step(prepared, model, stepper, accelerator, recipe, teacher, extra_loss)
+    step = _Step(prepared, model, stepper, accelerator, recipe, teacher, extra_loss, after_step)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), Bar(progress and accelerator.is_main_process) as bar:
         for epoch in range(len(history.epochs), recipe.epochs):
@@ -122,8 +125,11 @@ class _Step:
     recipe: Recipe
     teacher: nn.Module | None
     extra_loss: ExtraLoss | None
+    after: AfterStep | None
 
-    def __call__(self, images: Tensor, labels: Tensor, lr: float) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, number: int, steps: int) -> Tensor:
+        """Step `number`, from 0, of `steps`; the loss."""
+        lr = self.recipe.lr_at(number, steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # a copy: augmented images come as channels last, and with one channel `contiguous` sees nothing to do
@@ -135,6 +141,9 @@ class _Step:
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
+        if self.after is not None:
+            with torch.no_grad():
+                self.after(self.model, self.optimizer, number + 1, steps)
         return loss.detach()
 
     def _loss(self, outputs: Tensor | tuple[Tensor, ...], images: Tensor, labels: Tensor) -> Tensor:
@@ -175,9 +184,9 @@ def _train_epoch(step: _Step, data: DataSet, recipe: Recipe, epoch: int, bar: Ba
             images = augment(images, generator)
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         images, labels = images[mine].to(device), data.train.labels[batch][mine].to(device)
-        lr = recipe.lr_at(epoch * len(batches) + i, recipe.epochs * len(batches))
-        total += step(data.info.normalise(images), labels, lr)
-        bar.advance(len(batches) * recipe.epochs, epoch * len(batches) + i + 1)
+        done, steps = epoch * len(batches) + i, recipe.epochs * len(batches)
+        total += step(data.info.normalise(images), labels, done, steps)
+        bar.advance(steps, done + 1)
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
             _check(total, epoch, recipe)
     return total.item() / len(batches), sum(len(batch) for batch in batches)

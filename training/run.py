@@ -75,7 +75,12 @@ def train(
 
 
 def tested(
-    network: nn.Module, architecture: Architecture, data: DataSet, recipe: Recipe, history: History, source: str | Path
+    network: nn.Module,
+    architecture: Architecture | None,
+    data: DataSet,
+    recipe: Recipe,
+    history: History,
+    source: str | Path,
 ) -> tuple[Result, Score]:
     """The one reading of the test split: the Result of a finished training, and which images were right."""
     network.cpu()
@@ -84,7 +89,7 @@ def tested(
         architecture,
         recipe,
         {"validation": history.val_accuracy, "test": score.accuracy},
-        asdict(trace(network, architecture.input_shape).price()),
+        asdict(trace(network, (1, data.in_channels, data.resolution, data.resolution)).price()),
         provenance(data.info, seed=recipe.seed, seconds=history.seconds, source=source),
     )
     return result, score
