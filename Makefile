@@ -39,7 +39,7 @@ lint: $(TESTED)
 # The checkout is the package, and mypy wants its root to be called pocketzoo whatever the clone is called.
 types: $(TESTED)
 	@mkdir -p $(VENV)/typed && ln -sfn "$(CURDIR)" $(VENV)/typed/pocketzoo
-	cd $(VENV)/typed && ../bin/mypy --config-file pocketzoo/pyproject.toml pocketzoo/*.py $(addprefix pocketzoo/,graph zoo profiler training search leaderboards commands)
+	cd $(VENV)/typed && ../bin/mypy --config-file pocketzoo/pyproject.toml pocketzoo/*.py $(addprefix pocketzoo/,graph zoo profiler packing training search compress leaderboards commands)
 
 check: lint types
 

@@ -9,6 +9,7 @@ PocketzooError
  ├── UntraceableModel     the forward pass depends on values, or failed
  ├── WeightsMismatch      a state dict that does not fit the model
  ├── InvalidData          a data set that is unknown, missing, corrupt or of the wrong form
+ ├── CorruptFile          a packed file that is damaged, cut off, hostile or too new
  ├── InvalidRun           an output folder that is unusable or holds something else
  ├── UnknownDevice        no device, runtime or calibration of that name
  ├── DeviceFailed         a device that cannot be reached, or what runs there failed
@@ -57,6 +58,10 @@ class WeightsMismatch(PocketzooError):
 
 class InvalidData(PocketzooError):
     """Data that is unknown, missing, corrupt or of the wrong form."""
+
+
+class CorruptFile(PocketzooError):
+    """A packed file that cannot be read: damaged, cut off, not ours, or written by a later version."""
 
 
 class InvalidRun(PocketzooError):

@@ -17,11 +17,13 @@ from ..profiler.export import export_onnx
 from ..zoo.architecture import Architecture
 from .data import DataInfo
 from .folder import write_text, write_with
+from .packed_file import is_packed, load_packed, read_packed
 from .result import Result
 from .state import load_state, state_of
 
 KEY = "pocketzoo"  # of the record in a file's metadata
 JSON_NAME, WEIGHTS_NAME, ONNX_NAME, RESULT_NAME = "best.json", "best.safetensors", "best.onnx", "result.json"
+PACKED_NAME = "best.pz"
 
 
 def save_model(
@@ -68,17 +70,20 @@ def describe(architecture: Architecture, info: DataInfo) -> str:
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> nn.Module:
-    """The trained model of a run's folder or of a safetensors file of ours, in eval mode, on the CPU.
+    """The trained model of a run's folder, or of a safetensors or packed file of ours, in eval mode, on the CPU.
 
     A network that is not the zoo's is built by importing its `module:factory`, so only when `trust` names it.
     Raises InvalidRun for what is no run, WeightsMismatch for a damaged file or weights that do not fit.
     """
-    return load_with_info(path, trust=trust)[0]
+    file = weights_file(path)
+    return load_packed(file, trust=trust) if is_packed(file) else load_with_info(file, trust=trust)[0]
 
 
 def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.Module, Architecture, DataInfo]:
     """As `load`, with the Architecture and what it takes to prepare images."""
     file = weights_file(path)
+    if is_packed(file):
+        return _load_packed(file, trust)
     text, tensors = _read(file)
     architecture, info = read_description(text, file)
     if architecture.is_foreign and architecture.family not in trust:
@@ -92,13 +97,24 @@ def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.M
     return model.eval(), architecture, info
 
 
+def _load_packed(file: Path, trust: Sequence[str]) -> tuple[nn.Module, Architecture, DataInfo]:
+    unpacked = read_packed(file, trust=trust)
+    if unpacked.architecture is None or "data" not in unpacked.header:
+        raise InvalidRun(f"{file} does not say what images its model takes; it was packed without data")
+    try:
+        return unpacked.model, unpacked.architecture, DataInfo.from_dict(unpacked.header["data"])
+    except (TypeError, AttributeError) as error:
+        raise InvalidRun(f"{file} does not say what images its model takes ({error})") from None
+
+
 def weights_file(path: str | Path) -> Path:
-    """The safetensors file of a run's folder, or the file itself; raises InvalidRun when there is none."""
+    """The weights of a run's folder, safetensors or packed, or the file itself; raises InvalidRun without one."""
     file = Path(path)
     if file.is_dir():
-        if not (file / WEIGHTS_NAME).exists():
+        there = [file / name for name in (WEIGHTS_NAME, PACKED_NAME) if (file / name).exists()]
+        if not there:
             raise InvalidRun(f"{file} holds no {WEIGHTS_NAME}; expected the folder of a finished training or search")
-        return file / WEIGHTS_NAME
+        return there[0]
     if not file.exists():
         raise InvalidRun(f"there is no {file}; expected the folder of a run, or a safetensors file of ours")
     return file
