@@ -208,7 +208,10 @@ def print_predicting() -> None:
     with torch.device("meta"):
         graph = trace(arch.build(), SHAPE)
     widths = graph.random_widths(PREDICTED, SEED)
-    print(f"## Predicting latencies of MobileNet v2, {PREDICTED:,} candidates at once, {os.cpu_count()} cores\n")
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"## Predicting latencies of MobileNet v2, {PREDICTED:,} candidates at once, {cores} core{'s'[: cores - 1]}\n"
+    )
     print("| model | candidates a second |\n|---|---|")
     for device, runtime in (("cpu", "eager"), ("cpu", "onnxruntime"), ("pixel1", None)):
         try:

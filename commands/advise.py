@@ -58,7 +58,10 @@ def _notes(found: Advice, top: int) -> list[str]:
     if found.device is None:
         unit = "savings are shares of the memory access; no device was chosen (--device): no times, no vector widths"
     else:
-        elementwise += f", {100 * found.elementwise.ms / found.total.ms:.0f} % of {found.total.ms:.3g} ms"
+        part = found.elementwise.ms / found.total.ms
+        elementwise += (
+            f", {'an unknown part' if math.isnan(part) else f'{100 * part:.0f} %'} of {found.total.ms:.3g} ms"
+        )
         unit = "savings are estimates, each by itself: they do not add up"
     shown = f"{min(top, len(found.findings))} of {len(found.findings)} findings"
     lines = [f"{shown}; {elementwise}; {unit}"]

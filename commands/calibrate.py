@@ -9,11 +9,11 @@ import click
 from .options import AS_JSON, COUNT, example, print_json
 
 
-@click.command("calibrate", epilog=example("pocketzoo calibrate --device cpu --runtime onnxruntime --minutes 8"))
+@click.command("calibrate", epilog=example("pocketzoo calibrate --device cpu --runtime onnxruntime --minutes 12"))
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ssh://user@host or adb.")
 @click.option("--runtime", help="eager (cpu, cuda) or onnxruntime; eager by default where it runs.")
 @click.option("--threads", type=COUNT, default=1, show_default=True, help="Threads of the runtime.")
-@click.option("--minutes", type=click.FloatRange(min=0.1), default=8.0, show_default=True, help="To measure for.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=12.0, show_default=True, help="To measure for.")
 @click.option("--again", is_flag=True, help="Forget what an earlier calibration measured; otherwise it is added to.")
 @AS_JSON
 def calibrate_command(

@@ -16,9 +16,10 @@ from torch import nn
 from ..errors import InvalidSetting, OutsideCalibration
 from ..graph.channel_graph import ChannelGraph
 from ..zoo.architecture import Architecture
-from .guidelines import ELEMENTWISE, GUIDELINES, Cost, Finding, Subject
+from .guidelines import ELEMENTWISE, GUIDELINES, Finding
 from .physical import LatencyError
 from .report import profile
+from .savings import Cost, Subject
 
 if TYPE_CHECKING:
     from .latency import LatencyModel
@@ -83,11 +84,11 @@ def vectors(subject: Subject, lanes: int) -> Iterator[Finding]:
     changes = _changes(subject, rows)
     for group, row, places, change in zip(groups, rows, layers, changes, strict=True):
         width, wider = graph.groups[group], int(row[list(graph.groups).index(group)])
-        own = subject.cost(places)
+        own = sum(subject.saved_without(place).ms for place in places)
         figure = (f"{width} channels in vectors of {lanes}: {100 * idle[group]:.0f} % of the lanes idle in "
                   f"{len(places)} layer{'s' * (len(places) != 1)}")  # fmt: skip
         remedy = f"{wider} channels: {change}" if graph.valid(row)[0] else "no near multiple fits what ties its width"
-        yield Finding("vectors", group, figure, remedy, Cost(0.0, idle[group] * own.ms))
+        yield Finding("vectors", group, figure, remedy, Cost(0.0, idle[group] * own))
 
 
 def examine(
@@ -101,7 +102,7 @@ def examine(
     costly.sort(key=lambda f: np.nan_to_num(subject.share(f.cost), nan=-1.0), reverse=True)
     moved = [i for i, op in enumerate(subject.operators) if op.kind in ELEMENTWISE]
     device, runtime, error = (latency.device, latency.runtime, latency.error) if latency else (None, None, None)
-    return Advice(name, device, runtime, error, subject.total, subject.cost(moved), costly)
+    return Advice(name, device, runtime, error, subject.total, subject.saved_without(*moved), costly)
 
 
 def advise(

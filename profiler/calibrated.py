@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,12 @@ from ..errors import OutsideCalibration
 from ..graph.channel_graph import ChannelGraph
 from ..graph.sized import SizedOperator
 from .layouts import Layouts, layouts, plain
-from .operator_features import NAMES, kind_of, light_terms, multiplies, table
+from .operator_features import NAMES, kind_of, light_terms, logs, multiplies
 from .physical import LatencyError
 
 Array = npt.NDArray[np.float64]
-Logs = npt.NDArray[np.float32]  # [..., features]
-CHUNK = 16384  # candidates at once: many, so that NumPy's calls cost little beside what they do
-ROWS = 4096  # operators that a network prices at once: few, so that its layers stay in the cache
+Floats = npt.NDArray[np.float32]
+CHUNK = 8192  # candidates at once: NumPy's calls cost little beside what they do, and a layer stays in the cache
 MARGIN = 2.0  # doublings beyond the largest size seen that are still believed
 BLOCKED = ("onnxruntime",)  # runtimes with a blocked layout of their own
 
@@ -39,56 +38,42 @@ class Kind:
     physical: Sequence[float]  # ms: fixed, a MAC, an element of the activations, an element of the weights
     low: Sequence[float]  # smallest and largest logarithm of each feature that the calibration saw
     high: Sequence[float]
-    mean: Sequence[float]  # of the features and of the physical estimate's logarithm
-    deviation: Sequence[float]
     layers: Sequence[tuple[Sequence[Sequence[float]], Sequence[float]]]  # weights [in, out] and biases
-    scale: float  # so that sums of this kind come out right
 
     @cached_property
-    def _arrays(self) -> list[tuple[Logs, Logs]]:
-        """Layers with the standardisation folded into the first."""
-        layers = [(np.array(w, dtype=np.float64), np.array(b, dtype=np.float64)) for w, b in self.layers]
-        weight, bias = layers[0]
-        scaled = weight / np.array(self.deviation)[:, None]
-        layers[0] = scaled, bias - np.array(self.mean) @ scaled
-        return [(w.astype(np.float32), b.astype(np.float32)) for w, b in layers]
+    def _arrays(self) -> list[tuple[Floats, Floats]]:
+        return [(np.array(weight, dtype=np.float32), np.array(bias, dtype=np.float32)) for weight, bias in self.layers]
 
-    @cached_property
-    def _edges(self) -> tuple[Logs, Logs]:
-        """Smallest and largest logarithm seen, [features]."""
-        return np.array(self.low, dtype=np.float32), np.array(self.high, dtype=np.float32)
-
-    def ms(self, logs: Logs) -> Logs:
-        """[rows, features] -> milliseconds."""
-        parts = [self._ms(logs[start : start + ROWS]) for start in range(0, len(logs), ROWS)]
-        return np.concatenate(parts)
-
-    def _ms(self, logs: Logs) -> Logs:
-        """A few rows.
+    def ms(self, logs: Sequence[Floats]) -> Floats:
+        """Milliseconds [N] by the logarithms of the features, each a number or [N]; [1] where all are numbers.
 
         What is smaller than all that was seen costs as much as the smallest; beyond the largest the physical estimate
         goes on, and the network says what it says at the edge.
         """
-        low, high = (edge[:, None] for edge in self._edges)
-        columns = np.maximum(logs.T, low)  # [features, rows], a feature after the other in memory
-        physical = physical_ms(np.asarray(self.physical, dtype=np.float32), columns.T)
-        values = np.concatenate([np.minimum(columns, high), np.log2(physical)[None]])
-        *hidden, (weight, bias) = self._arrays
-        for w, b in hidden:
-            values = w.T @ values
-            values += b[:, None]
-            np.maximum(values, 0, out=values)
-        return np.asarray(self.scale * physical * np.exp((weight.T @ values)[0] + bias))
+        sizes = [np.maximum(own, np.float32(low)) for own, low in zip(logs, self.low, strict=True)]
+        physical = np.atleast_1d(physical_ms(np.asarray(self.physical, dtype=np.float32), sizes))
+        inputs = [np.minimum(own, np.float32(high)) for own, high in zip(sizes, self.high, strict=True)]
+        inputs.append(np.log2(physical))
+        same = [at for at, own in enumerate(inputs) if np.ndim(own) == 0]  # for all candidates: most of them
+        varied = [at for at, own in enumerate(inputs) if np.ndim(own) > 0]
+        (weight, bias), *others = self._arrays
+        values = weight[varied].T @ np.stack([inputs[at] for at in varied])
+        values += (bias + np.array([inputs[at] for at in same], dtype=np.float32) @ weight[same])[:, None]
+        for weight, bias in others:
+            values = weight.T @ np.maximum(values, 0, out=values)
+            values += bias[:, None]
+        return np.asarray(physical * np.exp(values[0]))
 
-    def outside(self, logs: Logs) -> npt.NDArray[np.bool_]:
-        """[..., features] -> whether a size is beyond the largest seen."""
-        return np.asarray((logs > self._edges[1] + MARGIN).any(axis=-1))
+    def outside(self, logs: Sequence[Floats]) -> npt.NDArray[np.bool_]:
+        """Whether a size is beyond the largest seen: one answer, or [N]."""
+        beyond = [own > high + MARGIN for own, high in zip(logs, self.high, strict=True)]
+        return np.asarray(reduce(np.logical_or, beyond))
 
 
-def physical_ms(constants: npt.NDArray[Any], logs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def physical_ms(constants: npt.NDArray[Any], logs: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A line in MACs, elements of the activations and of the weights; at least a tenth of a microsecond."""
     fixed, per_mac, per_element, per_weight = constants
-    macs, elements_in, elements_out, weights = (np.exp2(logs[..., i]) for i in range(4))
+    macs, elements_in, elements_out, weights = (np.exp2(own) for own in logs[:4])
     ms = fixed + per_mac * macs + per_element * (elements_in + elements_out) + per_weight * weights
     return np.asarray(np.maximum(ms, 1e-4))
 
@@ -136,27 +121,22 @@ class CalibratedModel:
     def _sum(self, operators: Sequence[SizedOperator], candidates: int) -> Array:
         found = arranged(self.runtime, operators)
         total = np.zeros(candidates)
-        for kind, places in _by_kind(operators).items():
-            heavy, blocked = [operators[at] for at in places], [found.blocked[at] for at in places]
-            total += self._heavy(kind, heavy, blocked, candidates)
+        with np.errstate(divide="ignore", invalid="ignore"):  # branches of no channels, which cost nothing
+            for operator, blocked in zip(operators, found.blocked, strict=True):
+                if multiplies(operator):
+                    total += self._heavy(operator, blocked)
         for name, term in light_terms(operators, found).items():
             total += self._light(name, term)
         return total
 
-    def _heavy(self, kind: str, operators: Sequence[SizedOperator], blocked: Sequence[Any], candidates: int) -> Array:
-        """[candidates] milliseconds of all operators of a kind; nan outside."""
-        if kind not in self.kinds:
-            runs = [True if operator.present is None else operator.present for operator in operators]
-            return np.where(np.logical_or.reduce(np.broadcast_arrays(np.zeros(candidates, bool), *runs)), np.nan, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):  # branches of no channels, which cost nothing
-            logs = table(operators, blocked, candidates)
-        own = self.kinds[kind]
-        ms = own.ms(logs.reshape(-1, logs.shape[-1])).reshape(len(operators), candidates)
-        ms[own.outside(logs)] = np.nan
-        for row, operator in zip(ms, operators, strict=True):
-            if operator.present is not None:
-                row[~operator.present] = 0
-        return np.asarray(ms.sum(axis=0), dtype=np.float64)
+    def _heavy(self, operator: SizedOperator, blocked: Any) -> Any:
+        """Milliseconds of an operator that multiplies, a number or [N]; nan outside."""
+        if (own := self.kinds.get(kind_of(operator))) is None:
+            ms: Any = np.nan
+        else:
+            sizes = logs(operator, blocked)
+            ms = np.where(own.outside(sizes), np.nan, own.ms(sizes))
+        return ms if operator.present is None else np.where(operator.present, ms, 0.0)
 
     def _light(self, name: str, term: tuple[Any, Any, Any]) -> Any:
         constants = self.light.get(name) or self._elsewhere(name)
@@ -183,10 +163,9 @@ class CalibratedModel:
         kind = kind_of(operator)
         if kind not in self.kinds:
             return "the calibration saw no such operator"
-        logs, own = table([operator], [blocked])[0, 0], self.kinds[kind]
-        for name, value, high in zip(NAMES, logs, own.high, strict=True):
-            if value > high + MARGIN:
-                return f"{name} is {2**value:.4g}, and the calibration saw at most {2**high:.4g}"
+        for name, value, high in zip(NAMES, logs(operator, blocked), self.kinds[kind].high, strict=True):
+            if (most := np.max(value)) > high + MARGIN:
+                return f"{name} is {2**most:.4g}, and the calibration saw at most {2**high:.4g}"
         return None
 
     @property
@@ -202,20 +181,9 @@ class CalibratedModel:
 
     def _of_one(self, operators: Sequence[SizedOperator], found: Layouts, at: int) -> float:
         operator = operators[at]
-        if multiplies(operator):
-            ms = float(self._heavy(kind_of(operator), [operator], [found.blocked[at]], 1)[0])
-        else:
-            ms = 0.0
+        ms = float(np.squeeze(self._heavy(operator, found.blocked[at]))) if multiplies(operator) else 0.0
         own = light_terms(operators, found, only=at)
         return ms + float(sum(np.asarray(self._light(name, term)).item() for name, term in own.items()))
-
-
-def _by_kind(operators: Sequence[SizedOperator]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for at, operator in enumerate(operators):
-        if multiplies(operator):
-            places.setdefault(kind_of(operator), []).append(at)
-    return places
 
 
 def _alone(name: str) -> str:

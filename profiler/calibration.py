@@ -20,20 +20,20 @@ def calibrate(
     runtime: str | None = None,
     *,
     threads: int = 1,
-    seconds: float = 480.0,
+    seconds: float = 720.0,
     again: bool = False,
     tell: Tell | None = None,
 ) -> tuple[CalibratedModel, Path]:
     """The latency model of a device and runtime, and the file that keeps it; for `seconds` networks are measured.
 
-    What earlier calibrations of the same device and runtime measured is used too, unless `again`. Raises
+    What earlier calibrations of the same device, runtime and threads measured is used too, unless `again`. Raises
     UnknownDevice, DeviceFailed, and InvalidRun when too few networks were measured for a fit.
     """
     runtime = runtime or ("eager" if device in ("cpu", "cuda") else "onnxruntime")
     if runtime not in RUNTIMES:
         raise UnknownDevice(f"no calibration for {runtime!r}; expected {' or '.join(RUNTIMES)}")
-    path = calibration_path(device, runtime)
-    measured = path.with_suffix(f".{threads}-thread.samples.jsonl")
+    path = calibration_path(device, runtime, threads)
+    measured = path.with_suffix(".samples.jsonl")
     if again:
         measured.unlink(missing_ok=True)
     found = samples(device, runtime, threads, seconds, measured, tell=tell)

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 from scipy.stats import spearmanr
-from sklearn.neural_network import MLPRegressor
 
 from ..errors import InvalidRun
-from .calibrated import CalibratedModel, Kind, arranged, physical_ms
-from .operator_features import KINDS, kind_of, light_kind, light_terms, multiplies, table
+from .calibrated import CalibratedModel, Kind, arranged
+from .joint import Line, Row, fitted
+from .operator_features import kind_of, light_kind, light_terms, logs, multiplies
 from .physical import LatencyError
 from .samples import Sample
 
 Array = npt.NDArray[np.float64]
 LEAST_SAMPLES = 30
-LEAST_OPERATORS = 20  # of a kind, below which it is not priced
-LEAST_SEEN = 2  # networks in which a light kind must occur
-HIDDEN = (48, 48)
 FOLDS = 5
 SHORTEST_MS = 5e-4  # what a profiler's microseconds round to zero
-
-
-Line = tuple[float, float, float]  # ms a call, an element, an element far from the core
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample as the fit sees it: at the speed of the median sample, operators adding up to the whole pass."""
-
-    kinds: npt.NDArray[np.str_]  # of the multiplying operators
-    logs: npt.NDArray[np.float32]  # [multiplying operators, features]
-    ms: Array  # [multiplying operators]
-    light: Mapping[str, tuple[Any, Any, Any]]
-    light_ms: Mapping[str, float]  # by kind
-    total_ms: float
 
 
 def rows(samples: Sequence[Sample], runtime: str) -> list[Row]:
@@ -65,7 +44,7 @@ def _row(sample: Sample, runtime: str, speed: float) -> Row:
         if not multiplies(operator):
             light_ms[light_kind(operator)] = light_ms.get(light_kind(operator), 0.0) + whole * own
     return Row(np.array([kind_of(operator) for operator in heavy]),
-               table(heavy, [found.blocked[at] for at in places])[:, 0], np.maximum(ms, SHORTEST_MS),
+               np.array([logs(operators[at], found.blocked[at]) for at in places]), np.maximum(ms, SHORTEST_MS),
                light_terms(operators, found), light_ms, total_ms)  # fmt: skip
 
 
@@ -78,10 +57,10 @@ def fit(samples: Sequence[Sample], device: str, runtime: str, threads: int, stam
     fold = np.random.default_rng(0).permutation(len(data)) % FOLDS
     predicted = np.zeros(len(data))
     for held_out in range(FOLDS):
-        kinds, light = _fitted([row for row, f in zip(data, fold, strict=True) if f != held_out])
+        kinds, light = fitted([row for row, f in zip(data, fold, strict=True) if f != held_out])
         for at in np.flatnonzero(fold == held_out):
             predicted[at] = _price(data[at], kinds, light)
-    kinds, light = _fitted(data)
+    kinds, light = fitted(data)
     measured = np.array([row.total_ms for row in data])
     known = ~np.isnan(predicted)
     judged = f"cross-validation over {int(known.sum())} networks of the plan, a fifth held out at a time"
@@ -102,56 +81,5 @@ def error_of(predicted: Array, measured: Array, judged_on: str, source: str) -> 
 def _price(row: Row, kinds: Mapping[str, Kind], light: Mapping[str, Line]) -> float:
     if not set(row.kinds.tolist()) <= kinds.keys() or not row.light.keys() <= light.keys():
         return float("nan")
-    heavy = [own.ms(row.logs[row.kinds == kind]).sum() for kind, own in kinds.items() if (row.kinds == kind).any()]
+    heavy = [kinds[kind].ms(row.logs[row.kinds == kind].T).sum() for kind in {*row.kinds.tolist()}]
     return float(sum(heavy) + sum(np.dot(light[name], term) for name, term in row.light.items()))
-
-
-def _fitted(data: Sequence[Row]) -> tuple[dict[str, Kind], dict[str, Line]]:
-    """The kinds that multiply, and the lines of the others."""
-    kinds = {}
-    for kind in KINDS:
-        mine = [row.kinds == kind for row in data]
-        if sum(own.sum() for own in mine) < LEAST_OPERATORS:
-            continue
-        logs, ms = (np.concatenate([getattr(row, name)[own] for row, own in zip(data, mine, strict=True)])
-                    for name in ("logs", "ms"))  # fmt: skip
-        total = np.concatenate([np.full(own.sum(), row.total_ms) for row, own in zip(data, mine, strict=True)])
-        kinds[kind] = _kind(logs, ms, ms / total)
-    return kinds, _lines(data)
-
-
-def _kind(logs: npt.NDArray[np.float32], ms: Array, share: Array) -> Kind:
-    """A kind of operator by itself; what takes much of its network weighs more."""
-    macs, elements_in, elements_out, weights = (np.exp2(logs[:, i].astype(np.float64)) for i in range(4))
-    columns = np.stack([np.ones(len(ms)), macs, elements_in + elements_out, weights], axis=1)
-    physical, _ = nnls(columns / ms[:, None], np.ones(len(ms)))
-    estimate = physical_ms(physical, logs.astype(np.float64))
-    features = np.column_stack([logs, np.log2(estimate)])
-    mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-3
-    network = MLPRegressor(hidden_layer_sizes=HIDDEN, alpha=1e-2, learning_rate_init=4e-3, max_iter=300, tol=1e-5,
-                           n_iter_no_change=25, random_state=0)  # fmt: skip
-    weight = np.sqrt(share)
-    network.fit((features - mean) / deviation, np.log(ms / estimate), sample_weight=weight / weight.mean())
-    layers = [(w.tolist(), b.tolist()) for w, b in zip(network.coefs_, network.intercepts_, strict=True)]
-    kind = Kind(physical.tolist(), logs.min(axis=0).tolist(), logs.max(axis=0).tolist(), mean.tolist(),
-                deviation.tolist(), layers, scale=1.0)  # fmt: skip
-    relative = kind.ms(logs) / ms * share  # a sum of medians is less than the median of sums
-    return replace(kind, scale=float(np.dot(share, relative) / np.dot(relative, relative)))
-
-
-def _lines(data: Sequence[Row]) -> dict[str, Line]:
-    """What does not multiply: non-negative least squares for each kind, of the error relative to the whole pass."""
-    seen = Counter(name for row in data for name in row.light)
-    total = np.array([row.total_ms for row in data])
-    lines: dict[str, Line] = {}
-    for kind in {name.partition(": ")[0] for name in seen}:
-        names = sorted(name for name, n in seen.items() if name.partition(": ")[0] == kind and n >= LEAST_SEEN)
-        if not names:
-            continue
-        terms = np.array([[row.light.get(name, (0.0, 0.0, 0.0)) for name in names] for row in data], dtype=np.float64)
-        matrix = terms.reshape(len(data), -1) / total[:, None]
-        scale = matrix.max(axis=0) + 1e-12
-        target = np.array([row.light_ms.get(kind, 0.0) for row in data]) / total
-        found = (nnls(matrix / scale, target)[0] / scale).tolist()
-        lines |= {name: (found[3 * i], found[3 * i + 1], found[3 * i + 2]) for i, name in enumerate(names)}
-    return lines

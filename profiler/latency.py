@@ -21,7 +21,7 @@ from .physical import LatencyError
 from .published import DEVICES, published
 
 Array = npt.NDArray[np.float64]
-FORMAT = 1
+FORMAT = 2
 RUNTIMES = ("onnxruntime", "eager")  # of a calibrated device, the one that is meant where none is named first
 
 
@@ -41,7 +41,7 @@ class LatencyModel(Protocol):
         """Milliseconds of each of `graph.operators()`."""
 
 
-def latency_model(device: str, runtime: str | None = None) -> LatencyModel:
+def latency_model(device: str, runtime: str | None = None, threads: int = 1) -> LatencyModel:
     """The model of a published device, or of one that `pocketzoo calibrate` has measured; raises UnknownDevice."""
     if device in DEVICES:
         model = published(device)
@@ -49,12 +49,14 @@ def latency_model(device: str, runtime: str | None = None) -> LatencyModel:
             raise UnknownDevice(f"{device} was published for {model.runtime}, not for {runtime}")
         return model
     for known in [runtime] if runtime else RUNTIMES:
-        if (path := calibration_path(device, known)).exists():
+        if (path := calibration_path(device, known, threads)).exists():
             return read_calibration(path)
     there = sorted([*DEVICES, *(path.stem for path in calibration_folder().glob("*.json"))])
     asked = f" --runtime {runtime}" if runtime else ""
+    asked += f" --threads {threads}" if threads > 1 else ""
     raise UnknownDevice(
-        f"no latency model of {device}{f' with {runtime}' if runtime else ''}{suggestion(device, DEVICES)}"
+        f"no latency model of {device}{f' with {runtime}' if runtime else ''}"
+        f"{f' on {threads} threads' if threads > 1 else ''}{suggestion(device, DEVICES)}"
         f" (there: {', '.join(there)}); pocketzoo calibrate --device {device}{asked} makes one"
     )
 
@@ -64,9 +66,9 @@ def calibration_folder() -> Path:
     return user_folder() / "calibrations"
 
 
-def calibration_path(device: str, runtime: str) -> Path:
-    """The file of a device's calibration for a runtime."""
-    return calibration_folder() / f"{re.sub(r'[^A-Za-z0-9.@]+', '-', device)}-{runtime}.json"
+def calibration_path(device: str, runtime: str, threads: int = 1) -> Path:
+    """The file of a device's calibration for a runtime on so many threads."""
+    return calibration_folder() / f"{re.sub(r'[^A-Za-z0-9.@]+', '-', device)}-{runtime}-{threads}-thread.json"
 
 
 def write_calibration(model: CalibratedModel, path: Path) -> None:
@@ -95,12 +97,11 @@ def read_calibration(path: Path) -> CalibratedModel:
 def _kind(record: Mapping[str, Any]) -> Kind:
     """A kind whose layers fit its features and each other."""
     kind = Kind(**record)
-    widths = [len(kind.mean)]
+    widths = [len(NAMES) + 1]  # the physical estimate beside the features
     for weight, bias in kind.layers:
         if np.shape(weight) != (widths[-1], len(bias)):
             raise ValueError("layers that do not fit")
         widths.append(len(bias))
-    sides = [len(side) for side in (kind.low, kind.high, kind.mean[1:], kind.deviation[1:])]
-    if widths[-1] != 1 or set(sides) != {len(NAMES)} or len(kind.physical) != 4:
+    if widths[-1] != 1 or {len(kind.low), len(kind.high)} != {len(NAMES)} or len(kind.physical) != 4:
         raise ValueError("features that do not fit")
     return kind

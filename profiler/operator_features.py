@@ -22,8 +22,8 @@ POINTWISE, SPATIAL, GROUPED, DEPTHWISE, LINEAR = "1x1 conv", "conv", "grouped co
 KINDS = (POINTWISE, SPATIAL, GROUPED, DEPTHWISE, LINEAR)
 NAMES = (
     "macs", "elements in", "elements out", "elements weight", "channels in a group", "channels out a group", "groups",
-    "kernel", "stride", "pixels out", "columns out", "filled in 16", "filled out 16", "filled in 8", "filled out 8",
-    "uneven in", "uneven out", "small image", "blocked",
+    "kernel", "stride", "pixels out", "columns out", "filled in 16", "filled out 16", "filled out 64", "filled in 8",
+    "filled out 8", "uneven in", "uneven out", "small image", "blocked",
 )  # fmt: skip
 SMALL_IMAGE = 20480  # elements below which PyTorch takes another convolution (aten/native/Convolution.cpp, use_mkldnn)
 
@@ -51,9 +51,9 @@ def features(operator: SizedOperator, blocked: Any) -> list[Size]:
     return [
         operator.macs, batch * channels_in * pixels_in, batch * channels_out * pixels,
         channels_out * group_in * kernel, group_in, group_out, groups, kernel, (pixels_in / pixels) ** 0.5, pixels,
-        columns, _filled(channels_in, 16), _filled(channels_out, 16), _filled(group_in, 8), _filled(group_out, 8),
-        _uneven(channels_in), _uneven(channels_out), _small(batch * channels_in * pixels_in),
-        1.0 + np.asarray(blocked),
+        columns, _filled(channels_in, 16), _filled(channels_out, 16), _filled(channels_out, 64),
+        _filled(group_in, 8), _filled(group_out, 8), _uneven(channels_in), _uneven(channels_out),
+        _small(batch * channels_in * pixels_in), 1.0 + np.asarray(blocked),
     ]  # fmt: skip
 
 
@@ -80,13 +80,9 @@ def _small(elements: Any) -> Any:
     return 2.0 - (np.less_equal(elements, SMALL_IMAGE))
 
 
-def table(operators: Sequence[SizedOperator], blocked: Sequence[Any], candidates: int = 1) -> Floats:
-    """[operators, candidates, features] logarithms to the base of two; in memory a feature after the other."""
-    values = np.empty((len(NAMES), len(operators), candidates), dtype=np.float32)
-    for at, operator in enumerate(operators):
-        for column, value in enumerate(features(operator, blocked[at])):
-            values[column, at] = np.log2(np.asarray(value, dtype=np.float32))  # most are the same for all candidates
-    return np.moveaxis(values, 0, -1)
+def logs(operator: SizedOperator, blocked: Any) -> list[Floats]:
+    """`features` as logarithms to the base of two, each a number or [N]."""
+    return [np.log2(np.asarray(value, dtype=np.float32)) for value in features(operator, blocked)]
 
 
 # -- what does not multiply -------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 An operator's latency depends on its neighbours (layouts, caches, fusion), so the plan is not a list of lone operators
 but of networks of the zoo with random widths: every kind of operator in the company it keeps, at sizes between those
-that a search asks for. Families take turns, so that no operator is seen in one family only.
+that a search asks for. Half of them keep the network's proportions, as networks are sold in several widths; in the
+others every group goes its own way. Families with many networks come more often, yet none is left out.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,22 +19,26 @@ from ..graph.sized import SizedOperator
 from ..zoo import registry
 from ..zoo.architecture import Architecture
 
-SIDES = (64, 96, 128, 160, 192, 208, 224, 256)  # for networks that are made for 64 pixels or more
-NARROWEST, WIDEST = 0.3, 1.5  # of the default width, all groups together
-UNEVEN = 0.35  # deviation of a group from the others, in log widths
-ALIGNED = 0.5  # share of networks whose widths are multiples of eight where they can be
-MOST_MACS = 6e9
+SMALL, LARGE = (24, 32, 40, 48, 64), (32, 64, 96, 128, 144, 160, 176, 192, 208, 224, 240, 256)
+LEAST_LARGE = 64  # pixels that a network is made for from which it is measured at the large sides
+NARROWEST, WIDEST = 0.25, 1.6  # of the default width, all groups together
+PROPORTIONAL = 0.5  # share of networks whose groups all have one multiplier
+UNEVEN = 0.35  # deviation of a group from the others, in log widths, where they have not
+ALIGNMENTS = (1, 4, 8, 16)  # channels (of each group of a grouped convolution) of which widths are multiples
+MOST_MACS = 25e9
 
 
-def probes(seed: int) -> Iterator[tuple[Architecture, ChannelGraph]]:
-    """Random networks without end, the families in turn, each with its graph."""
-    rng = np.random.default_rng(seed)
+def probes(seed: int, first: int = 0) -> Iterator[tuple[Architecture, ChannelGraph]]:
+    """Random networks without end from the plan's number `first` on, each with its graph."""
     families = _by_family()
-    while True:
-        for family in rng.permutation(sorted(families)):
-            name = str(rng.choice(families[family]))
-            if (probe := _probe(name, rng)) is not None:
-                yield probe
+    share = np.sqrt([len(names) for names in families.values()])
+    for number in itertools.count(first):
+        rng = np.random.default_rng((seed, number))
+        probe = None
+        while probe is None:
+            family = rng.choice(list(families), p=share / share.sum())
+            probe = _probe(str(rng.choice(families[family])), rng)
+        yield probe
 
 
 def _by_family() -> dict[str, list[str]]:
@@ -45,12 +51,14 @@ def _by_family() -> dict[str, list[str]]:
 def _probe(name: str, rng: np.random.Generator) -> tuple[Architecture, ChannelGraph] | None:
     """The network at a random resolution and random widths; None where they are not valid or too large."""
     arch = Architecture.of(name)
-    if arch.resolution >= min(SIDES):
-        arch = arch.with_settings(resolution=int(rng.choice(SIDES)))
+    sides = LARGE if arch.resolution >= LEAST_LARGE else SMALL
+    arch = arch.with_settings(resolution=int(rng.choice(sides)))
     graph = arch.graph()
     widths = _random_widths(graph, rng)
     if not graph.valid(widths)[0] or graph.price_many(widths, ("macs",))["macs"][0] > MOST_MACS:
         return None
+    if widths.tolist() == list(graph.groups.values()):
+        return None  # a network that is shipped
     if any(map(_pools_unevenly, graph.operators())):
         return None
     arch = arch.with_widths(dict(zip(graph.groups, widths.tolist(), strict=True)))
@@ -67,9 +75,10 @@ def _pools_unevenly(operator: SizedOperator) -> bool:
 
 def _random_widths(graph: ChannelGraph, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     default = np.array(list(graph.groups.values()))
+    wanted = default * np.exp(rng.uniform(np.log(NARROWEST), np.log(WIDEST)))
+    if rng.random() >= PROPORTIONAL:
+        wanted = wanted * np.exp(rng.normal(0, UNEVEN, len(default)))
     steps = np.array([graph.steps[name] for name in graph.groups])
-    if rng.random() < ALIGNED:
-        steps = np.lcm(steps, 8)
-    multiplier = np.exp(rng.uniform(np.log(NARROWEST), np.log(WIDEST)))
-    wanted = default * multiplier * np.exp(rng.normal(0, UNEVEN, len(default)))
+    aligned = steps * rng.choice(ALIGNMENTS)
+    steps = np.where(wanted >= aligned, aligned, steps)
     return np.asarray(np.maximum(steps, np.rint(wanted / steps).astype(np.int64) * steps))

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from .export import onnx_for_timing
 from .hosts import host
 from .measure import REFERENCE, built, reference
 from .plan import probes
-from .runner import Protocol, pinned
+from .runner import Protocol, pinned, timed
 from .runtimes import torch_threads
-from .timeline import Timeline, eager_timeline, onnx_timeline
+from .timeline import Timeline, eager_timeline, finished, onnx_timeline
 
 Tell = Callable[[int, float], None]  # networks measured, seconds since the start
 Plan = Iterable[tuple[int, tuple[Architecture, ChannelGraph]]]
@@ -73,8 +74,8 @@ def samples(device: str, runtime: str, threads: int, seconds: float, path: Path,
     """
     known = read_samples(path)
     start = time.perf_counter()
-    plan = islice(enumerate(probes(seed)), known[-1].number + 1 if known else 0, None)
-    found = _measured(device, runtime, threads, plan)
+    first = known[-1].number + 1 if known else 0
+    found = _measured(device, runtime, threads, enumerate(probes(seed, first), first))
     measured = list(known)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -120,10 +121,12 @@ def _eager(device: str, threads: int, plan: Plan) -> Iterator[Sample]:
         wait = torch.cuda.synchronize
     arch = reference()
     beside, images = built(arch).to(device), torch.randn(*arch.input_shape, device=device)
+    with torch_threads(threads), pinned(threads), torch.inference_mode():
+        time_reference = timed(partial(finished, partial(beside, images), wait), threads)
     for number, (arch, graph) in plan:
         module = built(arch).to(device)
         with torch_threads(threads), pinned(threads):
-            timeline = eager_timeline(module, graph, lambda: beside(images), threads, wait=wait)
+            timeline = eager_timeline(module, graph, time_reference, threads, wait=wait)
         yield _sample(number, arch, timeline)
 
 

@@ -21,7 +21,7 @@ from ..errors import DeviceFailed
 from ..graph.channel_graph import ChannelGraph
 from ..graph.sized import SizedOperator
 from .operator_features import MOVES, TO_BLOCKED, TO_PLAIN, multiplies
-from .runner import clock_for, settled, timed
+from .runner import Call, clock_for, settled, timed
 
 INSIDE = {"empty", "t", "detach", "alias"}  # calls that belong to the operator after them
 MULTIPLYING = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
@@ -52,26 +52,25 @@ class Timeline:
 def eager_timeline(
     module: nn.Module,
     graph: ChannelGraph,
-    reference: Callable[[], object],
+    reference: Call,
     threads: int,
     rounds: int = 3,
     wait: Callable[[], None] = lambda: None,
 ) -> Timeline:
     """Time every operator of PyTorch's eager pass, the median over rounds.
 
-    `reference` runs the network that the machine's speed is read from; `wait` makes the device finish. Raises
+    `reference` times the network that the machine's speed is read from; `wait` makes the device finish. Raises
     DeviceFailed when the pass runs other operators than the traced ones.
     """
     operators = graph.operators()
     images = torch.randn(*graph.inputs[0], device=next(module.parameters()).device)
-    clock = clock_for(partial(_finish, partial(module, images), wait), threads)
+    run = partial(finished, partial(module, images), wait)
     cut, whole, beside = [], [], []
     with torch.inference_mode():
-        time_reference = timed(partial(_finish, reference, wait), threads)
-        time_whole = timed(partial(_finish, partial(module, images), wait), threads)
+        clock, time_whole = clock_for(run, threads), timed(run, threads)
     for _ in range(rounds):
         with torch.inference_mode():
-            beside.append(settled(time_reference, SETTLE, BURST))
+            beside.append(settled(reference, SETTLE, BURST))
             whole.append(settled(time_whole, SETTLE, BURST))
         with torch.no_grad():  # takes convolutions and linear layers apart as the trace did
             for _ in range(CUTS):
@@ -81,7 +80,8 @@ def eager_timeline(
     return Timeline(operators, np.median(cut, axis=0), {}, float(np.median(whole)), float(np.median(beside)))
 
 
-def _finish(run: Callable[[], object], wait: Callable[[], None]) -> None:
+def finished(run: Callable[[], object], wait: Callable[[], None]) -> None:
+    """Run, and wait until the device has done it."""
     run()
     wait()
 

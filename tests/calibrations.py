@@ -23,8 +23,7 @@ def kind(**changes: Any) -> Kind:
     features = len(NAMES)
     plain: dict[str, Any] = {
         "physical": [CALL_MS, MAC_MS, ELEMENT_MS, WEIGHT_MS], "low": [-LARGEST] * features,
-        "high": [LARGEST] * features, "mean": [0.0] * (features + 1), "deviation": [1.0] * (features + 1),
-        "layers": [([[0.0]] * (features + 1), [0.0])], "scale": 1.0,
+        "high": [LARGEST] * features, "layers": [([[0.0]] * (features + 1), [0.0])],
     }  # fmt: skip
     return Kind(**{**plain, **changes})
 

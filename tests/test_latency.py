@@ -24,7 +24,7 @@ from pocketzoo.profiler.latency import (
     write_calibration,
 )
 from pocketzoo.profiler.layouts import Layouts, layouts
-from pocketzoo.profiler.operator_features import FAR, KINDS, NAMES, features, light_terms, multiplies, table
+from pocketzoo.profiler.operator_features import FAR, KINDS, NAMES, features, light_terms, logs, multiplies
 from pocketzoo.profiler.samples import Sample, read_samples
 
 RUNTIMES = ("eager", "onnxruntime")
@@ -128,11 +128,12 @@ def test_the_features_of_a_convolution() -> None:
         "macs": 39 * 11 * 35 * made, "elements in": 33 * 31 * 31, "elements out": 39 * made,
         "elements weight": 39 * 11 * 35, "channels in a group": 11, "channels out a group": 13, "groups": 3,
         "kernel": 35, "stride": (31 * 31 / made) ** 0.5, "pixels out": made, "columns out": 13,
-        "filled in 16": 33 / 48, "filled out 16": 39 / 48, "filled in 8": 11 / 16, "filled out 8": 13 / 16,
+        "filled in 16": 33 / 48, "filled out 16": 39 / 48, "filled out 64": 39 / 64,
+        "filled in 8": 11 / 16, "filled out 8": 13 / 16,
         "uneven in": 1, "uneven out": 1, "small image": 2, "blocked": 1,
     }  # fmt: skip
     assert dict(zip(NAMES, features(operator, False), strict=True)) == pytest.approx(expected)
-    assert 2 ** table([operator], [False])[0, 0] == pytest.approx([*expected.values()], rel=1e-5)
+    assert 2 ** np.array(logs(operator, False)) == pytest.approx([*expected.values()], rel=1e-5)
 
 
 def test_features_of_many_candidates_are_those_of_each(graph: Any) -> None:
@@ -140,12 +141,12 @@ def test_features_of_many_candidates_are_those_of_each(graph: Any) -> None:
     many = graph.operators(widths)
     found = layouts(many)
     heavy = [at for at, operator in enumerate(many) if multiplies(operator)]
-    together = table([many[at] for at in heavy], [found.blocked[at] for at in heavy], len(widths))
     for row, (stem, expand) in enumerate(widths.tolist()):
         alone = graph_of(Small(wide=expand, narrow=stem)).operators()
         own = layouts(alone)
-        single = table([alone[at] for at in heavy], [own.blocked[at] for at in heavy])
-        np.testing.assert_allclose(together[:, row], single[:, 0], rtol=1e-6)
+        for at in heavy:
+            together = [np.broadcast_to(values, len(widths))[row] for values in logs(many[at], found.blocked[at])]
+            np.testing.assert_allclose(together, logs(alone[at], own.blocked[at]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -182,18 +183,17 @@ def test_operators_cost_what_their_lines_say(graph: Any) -> None:
 
 
 def test_the_network_of_a_kind_is_a_factor(graph: Any) -> None:
-    """One hidden unit that reads the standardised MACs, doubled for the logarithm of the factor; a scale of three."""
-    size = len(NAMES) + 1
-    mean, deviation = 10.0, 4.0
-    hidden = ([[1.0]] + [[0.0]] * (size - 1), [0.5])
-    own = kind(mean=[mean] * size, deviation=[deviation] * size, layers=[hidden, ([[2.0]], [-1.0])], scale=3.0)
+    """One hidden unit that reads the MACs' logarithm, doubled for the logarithm of the factor."""
+    slope, start = 0.25, -2.0
+    hidden = ([[slope]] + [[0.0]] * len(NAMES), [start])
+    own = kind(layers=[hidden, ([[2.0]], [-1.0])])
     plain, factored = calibrated(graph), calibrated(graph, kinds=dict.fromkeys(KINDS, own))
     for operator, before, after in zip(
         graph.operators(), plain.by_operator(graph), factored.by_operator(graph), strict=True
     ):
         if multiplies(operator):
-            unit = max((np.log2(operator.macs) - mean) / deviation + 0.5, 0)
-            assert after / before == pytest.approx(3 * np.exp(2 * unit - 1), rel=1e-4)
+            unit = max(slope * np.log2(operator.macs) + start, 0)
+            assert after / before == pytest.approx(np.exp(2 * unit - 1), rel=1e-4)
         else:
             assert after == before
 
@@ -311,6 +311,15 @@ def test_a_calibration_is_found_again(graph: Any, home: Path) -> None:
     assert not [path for path in calibration_folder().iterdir() if path.name.startswith(".")]
 
 
+def test_each_number_of_threads_has_a_calibration_of_its_own(graph: Any, home: Path) -> None:
+    for threads in (1, 2):
+        write_calibration(calibrated(graph, threads=threads), calibration_path("cpu", "eager", threads))
+    for threads in (1, 2):
+        assert latency_model("cpu", "eager", threads).threads == threads  # type: ignore[attr-defined]
+    with pytest.raises(UnknownDevice, match=r"of cpu with eager on 3 threads.*--runtime eager --threads 3 makes one"):
+        latency_model("cpu", "eager", 3)
+
+
 @pytest.mark.parametrize("device", ["ssh://pi@board:22?python=/usr/bin/python3", "adb://SERIAL", "../../up"])
 def test_a_device_by_address_has_a_file_of_its_own(graph: Any, home: Path, device: str) -> None:
     path = calibration_path(device, "onnxruntime")
@@ -404,7 +413,6 @@ def fitted(samples: list[Sample]) -> CalibratedModel:
     return fit(samples, "cpu", "eager", 1, {"processor": "one", "date": "today"}, {"torch": "2"})
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(("law", "count", "percent"), [(line, 40, 3.0), (stepped, 120, 6.0)])
 def test_a_fit_recovers_invented_costs(law: Law, count: int, percent: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "FOLDS", 2)
