@@ -1,26 +1,31 @@
 """How fast our networks run beside torchvision's and timm's own, and the shift operator beside what it replaces.
 
-Run: python benchmarks/inference.py        (--quick: a model a family, seconds each, printed only)
+Run: python benchmarks/inference.py
 
-Both networks of a pair hold the same weights (tests/facts/checkpoints names the pairs, tests/test_pretrained.py shows
-that their outputs are equal) and run in common rounds: eager PyTorch, fp32, NCHW, batch 1, one thread. A second copy
-of theirs runs in the same rounds: its ratio to the first is what chance alone does. Every pair has a process of its
-own: what large networks freed before changes how the allocator gives memory back, which is up to a fifth of the time.
+inference.jsonl gets a line for each finished pair, and inference.md is written anew after each: stopped at any moment,
+the same command goes on where it was. Move the .jsonl away to begin anew. About 20 minutes of one quiet core.
+
+Both networks of a pair (tests/facts/checkpoints names them, tests/test_pretrained.py shows that their outputs are
+equal) run in common rounds: eager PyTorch, fp32, NCHW, batch 1, one thread. They read the same weights in memory: where
+copies of the weights lie is worth up to six percent, more than what is asked. A second network of theirs runs in the
+same rounds: its ratio to the first is what chance alone does. Every pair has a process of its own: what large networks
+freed before changes how the allocator gives memory back, which is up to a fifth of the time.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import multiprocessing
-import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +40,21 @@ import torchvision  # isort: skip  # noqa: E402
 from pocketzoo import Architecture, load_weights  # noqa: E402
 from pocketzoo.profiler.runner import (  # noqa: E402
     Protocol,
-    Rounds,
     interleave,
     interval,
     pinned,
     quantile,
     stamp,
-    timed,
 )
 from pocketzoo.zoo.shiftnet import Shift  # noqa: E402
 
 CHECKPOINTS = HERE.parent / "tests" / "facts" / "checkpoints"
 TARGET = 1.02  # ours over theirs
-ROUNDS, SECONDS, TOLERANCE = 41, 25.0, 0.005
-QUICK = ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "resnet18", "googlenet",
-         "densenet121", "mobilenet_v1", "alexnet")  # fmt: skip
-QUICK_ROUNDS, QUICK_SECONDS = 15, 3.0
+TOLERANCE = 0.004  # half the interval of a ratio at which a pair is known well enough
+LEAST_ROUNDS, MOST_SECONDS = 15, 16.0  # of a pair, whose ratio is looked at after every slice
+SLICE = Protocol(warmup=3, settle=1, burst=1, rounds=3, seconds=2.0, tolerance=0.0)
+SHIFT = Protocol(warmup=20, settle=1, burst=1, rounds=201, seconds=5.0, tolerance=0.005)
+RECORDS, PAGE = HERE / "inference.jsonl", HERE / "inference.md"
 SHIFTS = ((64, 56), (128, 28), (256, 14), (512, 7), (256, 56), (144, 112))  # channels, side
 Row = dict[str, str]
 
@@ -70,6 +74,11 @@ class Ratio:
         return cls(quantile(ordered, 0.5), *interval(ordered))
 
     @property
+    def known(self) -> bool:
+        """Whether the interval is narrow enough."""
+        return (self.high - self.low) / 2 <= TOLERANCE
+
+    @property
     def verdict(self) -> str:
         """Against the target: the interval must lie on one side of it."""
         if self.high <= TARGET:
@@ -87,14 +96,10 @@ def median(samples: Sequence[float]) -> float:
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 
-def pairs(quick: bool) -> list[Row]:
-    rows = [row for path in sorted(CHECKPOINTS.glob("*.csv")) for row in csv.DictReader(path.open())]
-    if not quick:
-        return rows
-    first: dict[str, Row] = {}
-    for row in rows:
-        first.setdefault(row["model"], row)
-    return [first[name] for name in QUICK]
+def pairs() -> list[Row]:
+    """All of them, the first of every family before the second of any."""
+    families = [list(csv.DictReader(path.open())) for path in sorted(CHECKPOINTS.glob("*.csv"))]
+    return [row for row in chain.from_iterable(zip_longest(*families)) if row is not None]
 
 
 def foreign(row: Row) -> nn.Module:
@@ -107,45 +112,82 @@ def foreign(row: Row) -> nn.Module:
     return timm.create_model(row["foreign"], pretrained=False, **settings)
 
 
-def measured(row: Row, protocol: Protocol) -> Rounds:
-    """Milliseconds by round of "ours", "theirs" and "theirs again"; runs in a fresh process."""
+def networks(row: Row) -> tuple[dict[str, nn.Module], tuple[int, ...]]:
+    """Ours, theirs and theirs again on the same tensors; the shape of an image."""
+    arch = Architecture.of(row["model"], **json.loads(row["settings"] or "{}"))
+    theirs, again = foreign(row), foreign(row)
+    weights = theirs.state_dict()
+    again.load_state_dict(weights, assign=True)
+    ours = load_weights(arch.build(), weights, source=row["source"])
+    own, names = ours.state_dict(), ours.checkpoints[row["source"]](ours)
+    shared = {key: weights[name].view_as(own[key]) for key, name in names.items() if name in weights}
+    ours.load_state_dict(shared, strict=False, assign=True)
+    return {"ours": ours.eval(), "theirs": theirs.eval(), "theirs again": again.eval()}, arch.input_shape
+
+
+def measured(row: Row) -> dict[str, Any]:
+    """The record of a pair, measured in slices until the ratio is known or the time is up; runs in a fresh process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    arch = Architecture.of(row["model"], **json.loads(row["settings"] or "{}"))
-    theirs, again = foreign(row).eval(), foreign(row).eval()
-    weights = theirs.state_dict()
-    again.load_state_dict(weights)
-    ours = load_weights(arch.build(), weights, source=row["source"]).eval()
-    image = torch.randn(arch.input_shape)
-    networks = {"ours": ours, "theirs": theirs, "theirs again": again}
+    both, shape = networks(row)
+    image = torch.randn(shape)
+    calls = {name: run(network, image) for name, network in both.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    warnings: list[str] = []
+    start = time.perf_counter()
     with torch.inference_mode(), pinned(1):
-        return interleave({name: run(network, image) for name, network in networks.items()}, protocol)
+        while True:
+            found = interleave(calls, replace(SLICE, warmup=0 if times["ours"] else SLICE.warmup))
+            warnings += found.warnings
+            for name, samples in found.samples.items():
+                times[name] += samples
+            ours = Ratio.of(times["ours"], times["theirs"])
+            enough = len(times["ours"]) >= LEAST_ROUNDS
+            if enough and (ours.known or time.perf_counter() - start > MOST_SECONDS):
+                break
+    return {
+        "row": row, "theirs_ms": median(times["theirs"]), "ours": asdict(ours),
+        "again": asdict(Ratio.of(times["theirs again"], times["theirs"])), "rounds": len(times["ours"]),
+        "busy": any("busy" in warning for warning in warnings), "where": where(),
+    }  # fmt: skip
 
 
 def run(network: Callable[[Tensor], object], image: Tensor) -> Callable[[], float]:
-    return timed(lambda: network(image), 1)
+    """A call that returns milliseconds of this thread, which does all the work: other programs do not count."""
+
+    def call() -> float:
+        start = time.thread_time()
+        network(image)
+        return 1e3 * (time.thread_time() - start)
+
+    return call
 
 
-def network_table(rows: Sequence[Row], protocol: Protocol) -> Iterator[str]:
+def where() -> dict[str, str]:
+    """What a record holds for: the machine and the versions."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
+    own = stamp()
+    return {**{key: str(own[key]) for key in ("processor", "cores", "system", "python")}, "packages": packages}
+
+
+def network_table(records: Sequence[Mapping[str, Any]], wanted: int) -> Iterator[str]:
     yield "| model | theirs | theirs, ms | ours / theirs | target | theirs again / theirs | rounds |"
     yield "|---|---|---|---|---|---|---|"
     verdicts: dict[str, list[str]] = {"holds": [], "undecided": [], "slower": []}
-    busy = []
-    processes = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
-    for row in rows:
-        rounds = processes.submit(measured, row, protocol).result()
-        times = rounds.samples
-        ours, control = (Ratio.of(times[who], times["theirs"]) for who in ("ours", "theirs again"))
-        verdicts[ours.verdict].append(row["model"])
-        busy += [row["model"]] if any("busy" in warning for warning in rounds.warnings) else []
+    for record in sorted(records, key=lambda record: record["row"]["model"]):
+        row, ours, control = record["row"], Ratio(**record["ours"]), Ratio(**record["again"])
         settings = "" if row["settings"] in ("", "{}") else f" {row['settings']}"
+        verdicts[ours.verdict].append(row["model"] + settings)
         name = f"{row['source']} {row['foreign'].removeprefix('torchvision.models.')}"
-        yield (f"| {row['model']}{settings} | {name} | {median(times['theirs']):.2f} | {ours} | {ours.verdict} "
-               f"| {control} | {len(times['ours'])} |")  # fmt: skip
-    yield f"\nOf {len(rows)} pairs, {len(verdicts['holds'])} hold the target with their whole interval."
+        yield (f"| {row['model']}{settings} | {name} | {record['theirs_ms']:.2f} | {ours} | {ours.verdict} "
+               f"| {control} | {record['rounds']} |")  # fmt: skip
+    yield f"\nOf {len(records)} pairs, {len(verdicts['holds'])} hold the target with their whole interval."
     for verdict in ("undecided", "slower"):
         yield f"{verdict.capitalize()}: {', '.join(verdicts[verdict]) or 'none'}."
+    busy = [record["row"]["model"] for record in records if record["busy"]]
     yield f"Measured while other programs were busy: {', '.join(busy) or 'none'}."
+    if len(records) < wanted:
+        yield f"{wanted - len(records)} pairs are still to be measured."
 
 
 # -- the shift --------------------------------------------------------------------------------------------------------
@@ -179,46 +221,59 @@ def shift_table(protocol: Protocol) -> Iterator[str]:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def _protocol(warmup: int, rounds: int, seconds: float) -> Protocol:
-    """One thread; a turn is one untimed run and one timed one, for the sake of many rounds."""
-    return Protocol(warmup=warmup, settle=1, burst=1, rounds=rounds, seconds=seconds, tolerance=TOLERANCE)
-
-
-def page(quick: bool) -> Iterator[str]:
-    if quick:
-        networks, shifts = _protocol(3, QUICK_ROUNDS, QUICK_SECONDS), _protocol(5, 31, 1.0)
-    else:
-        networks, shifts = _protocol(3, ROUNDS, SECONDS), _protocol(20, 201, 5.0)
-    where = stamp()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
+def page(records: Sequence[Mapping[str, Any]], wanted: int, shifts: Sequence[str]) -> Iterator[str]:
+    own = where()
     yield "# Inference: our networks and the originals, the shift and what it replaces\n"
-    yield f"{where['date']}, {where['processor']}, {where['cores']} cores, load {os.getloadavg()[0]:.1f} at the start,"
-    yield f"{where['system']}, Python {where['python']}, {packages}.\n"
-    yield "Eager PyTorch, fp32, NCHW, batch 1, one thread, same weights, each pair in its own process and in common"
-    yield f"rounds of random order: at least {networks.rounds}, until known to {networks.tolerance:.1%} or for"
-    yield f"{networks.seconds:g} s. Ratios are medians over the rounds, with the 95 % interval. Target: ours / theirs"
-    yield f"at most {TARGET}; it holds where the whole interval does. `theirs again` is their second copy: chance.\n"
+    yield f"{stamp()['date']}, {own['processor']}, {own['cores']} cores, {own['system']}, Python {own['python']},"
+    yield f"{own['packages']}.\n"
+    yield "Eager PyTorch, fp32, NCHW, batch 1, one thread, on the same weights in memory, each pair in its own process"
+    yield f"and in common rounds of random order: at least {LEAST_ROUNDS}, until the ratio is known to {TOLERANCE:.1%}"
+    yield f"or for {MOST_SECONDS:g} s. Ratios are medians over the rounds, with the 95 % interval."
+    yield f"Target: ours / theirs at most {TARGET}; it holds where the whole interval does. `theirs again` is a second"
+    yield "network of theirs, and its ratio chance.\n"
     yield "## Networks\n"
-    yield from network_table(pairs(quick), networks)
-    yield "\n## The shift operator, kernel 3\n"
-    yield from shift_table(shifts)
+    yield from network_table(records, wanted)
+    if shifts:
+        yield "\n## The shift operator, kernel 3\n"
+        yield from shifts
+
+
+def write(lines: Iterator[str]) -> None:
+    part = PAGE.with_name(f".{PAGE.name}.new")
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part.replace(PAGE)
+
+
+def finished() -> list[dict[str, Any]]:
+    """The records of an earlier run; they must be of this machine and these versions."""
+    records = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    if others := [record["where"] for record in records if record["where"] != where()]:
+        raise SystemExit(f"{RECORDS.name} holds measurements of {others[0]}: move it away to begin anew")
+    return records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a model a family, a few seconds each")
-    quick = parser.parse_args().quick
     torch.set_num_threads(1)
-    lines = []
+    records, rows, start = finished(), pairs(), time.monotonic()
+    known = [record["row"] for record in records]
+    waiting = [row for row in rows if row not in known]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__"])  # the imports take as long as a pair
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
+        for done, row in enumerate(waiting, start=1):
+            record = processes.submit(measured, row).result()
+            with RECORDS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            records.append(record)
+            write(page(records, len(rows), []))
+            ours, left = Ratio(**record["ours"]), (time.monotonic() - start) / done * (len(waiting) - done)
+            print(
+                f"{done}/{len(waiting)} {row['model']}: {ours} {ours.verdict}; about {left / 60:.0f} min left",
+                flush=True,
+            )
     with torch.inference_mode(), pinned(1):
-        for line in page(quick):
-            print(line, flush=True)
-            lines.append(line)
-    if quick:
-        return
-    part = HERE / "inference.md.part"
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.replace(HERE / "inference.md")
+        shifts = list(shift_table(SHIFT))
+    write(page(records, len(rows), shifts))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,11 @@ SMALL_IMAGE = 64  # images up to this side lose early strides
 SMALL_MAP = 4  # ... until the final map has at least this side
 
 
+def relu() -> nn.Module:
+    """ReLU that overwrites its input."""
+    return nn.ReLU(inplace=True)
+
+
 class ConvNorm(nn.Sequential):
     """Convolution (no bias, padded to keep the side at stride 1) -> batch norm -> activation, if there is one."""
 
@@ -21,7 +26,7 @@ class ConvNorm(nn.Sequential):
         kernel: int = 1,
         stride: int = 1,
         groups: int = 1,
-        act: Callable[[], nn.Module] | None = nn.ReLU,
+        act: Callable[[], nn.Module] | None = relu,
         padding: int | None = None,
         eps: float = 1e-5,
     ) -> None:
@@ -59,18 +64,14 @@ def opened(layers: nn.Module) -> list[nn.Module]:
     flat: list[nn.Module] = []
     for layer in layers._modules.values():  # __iter__ and children() cost as much as all the rest
         assert layer is not None
-        if type(layer) in (nn.Sequential, ConvNorm) and not (
+        kind = type(layer)
+        if (kind is ConvNorm or kind is nn.Sequential) and not (
             layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
         ):
-            flat += opened(layer)
+            flat += layer._modules.values() if kind is ConvNorm else opened(layer)  # type: ignore[arg-type]
         else:
             flat.append(layer)
     return flat
-
-
-def relu() -> nn.Module:
-    """ReLU that overwrites its input."""
-    return nn.ReLU(inplace=True)
 
 
 def relu6() -> nn.Module:

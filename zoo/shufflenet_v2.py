@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import InvalidSetting
 from .checkpoints import conv_norm, tensor_names
@@ -51,21 +52,21 @@ def find_layout(layout: str, multiplier: float) -> Layout:
 class Unit(nn.Module):
     """Channels split in two halves; the right one goes through a branch, both are joined and shuffled (Figure 3c).
 
-    Branch: 1x1 -> depthwise -> 1x1 -> squeeze-excite, if any; then the right half is added, if `residual` -> relu.
+    Branch: 1x1 -> depthwise -> 1x1 -> squeeze-excite, if any -> relu; if `residual`, the right half is added before it.
     """
 
     def __init__(self, channels: int, kernel: int, se: float, residual: bool) -> None:
         super().__init__()
         half = channels // 2
-        self.right = right_branch(half, half, half, kernel, 1, se)
-        self.act = relu()
+        self.right = right_branch(half, half, half, kernel, 1, se, act=not residual)
         self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape."""
         left, right = x.chunk(2, dim=1)
         out = self.right(right)
-        out = self.act(out + right if self.residual else out)
+        if self.residual:
+            out = F.relu(out + right, inplace=True)
         return channel_shuffle(torch.cat((left, out), dim=1), 2)
 
 
@@ -77,27 +78,26 @@ class DownUnit(nn.Module):
         half = c_out // 2
         c_left = c_in if downsample == "authors" else half
         self.left = Chain(
-            OrderedDict(
-                depthwise=ConvNorm(c_in, c_in, kernel, stride, c_in, act=None), project=ConvNorm(c_in, c_left, act=relu)
-            )
+            OrderedDict(depthwise=ConvNorm(c_in, c_in, kernel, stride, c_in, act=None), project=ConvNorm(c_in, c_left))
         )
-        self.right = right_branch(c_in, half, c_out - c_left, kernel, stride, se)
-        self.act = relu()
+        self.right = right_branch(c_in, half, c_out - c_left, kernel, stride, se, act=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H / stride, W / stride]."""
-        return channel_shuffle(torch.cat((self.left(x), self.act(self.right(x))), dim=1), 2)
+        return channel_shuffle(torch.cat((self.left(x), self.right(x)), dim=1), 2)
 
 
-def right_branch(c_in: int, c_mid: int, c_out: int, kernel: int, stride: int, se: float) -> Chain:
-    """1x1 -> depthwise without activation -> 1x1 without activation -> squeeze-excite of ratio `se`, unless 0."""
+def right_branch(c_in: int, c_mid: int, c_out: int, kernel: int, stride: int, se: float, act: bool) -> Chain:
+    """1x1 -> depthwise without activation -> 1x1 -> squeeze-excite of ratio `se`, unless 0 -> relu, if `act`."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        expand=ConvNorm(c_in, c_mid, act=relu),
+        expand=ConvNorm(c_in, c_mid),
         depthwise=ConvNorm(c_mid, c_mid, kernel, stride, c_mid, act=None),
         project=ConvNorm(c_mid, c_out, act=None),
     )
     if se:
         layers["se"] = SqueezeExcite(c_out, int(c_out * se), nn.Sigmoid)
+    if act:
+        layers["act"] = relu()
     return Chain(layers)
 
 
@@ -122,7 +122,7 @@ class ShuffleNetV2(Chain):
         super().__init__()
         stem, pool, *strides = fit_strides([2, 2, *layout.strides], resolution)
         c_ins = (in_channels, *layout.stem)
-        convs = [ConvNorm(c_ins[i], c, 3, stem if i == 0 else 1, act=relu) for i, c in enumerate(layout.stem)]
+        convs = [ConvNorm(c_ins[i], c, 3, stem if i == 0 else 1) for i, c in enumerate(layout.stem)]
         self.stem = convs[0] if len(convs) == 1 else nn.Sequential(*convs)
         self.pool = nn.MaxPool2d(3, pool, 1) if pool > 1 else nn.Identity()
         stages, c_in = [], layout.stem[-1]
@@ -131,7 +131,7 @@ class ShuffleNetV2(Chain):
             stages.append(nn.Sequential(first, *(Unit(channels, kernel, se, residual) for _ in range(count - 1))))
             c_in = channels
         self.stages = nn.Sequential(*stages)
-        self.head = ConvNorm(c_in, layout.head, act=relu)
+        self.head = ConvNorm(c_in, layout.head)
         self.average = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(layout.head, num_classes, bias=classifier_bias)
