@@ -24,6 +24,8 @@ from .options import AS_JSON, COUNT, DATA, example, print_json, shows_progress
 @AS_JSON
 def train_command(model: str, data: str, out: Path, resolution: int | None, as_json: bool, **settings: Any) -> None:
     """Train a zoo name, module:factory or best.json; stopped, the same command goes on."""
+    from accelerate import PartialState
+
     from ..training.data import load_data
     from ..training.recipe import recipe_for
     from ..training.run import train
@@ -32,6 +34,8 @@ def train_command(model: str, data: str, out: Path, resolution: int | None, as_j
     dataset = load_data(data, resolution=resolution)
     result = train(_architecture(model), dataset, out, recipe_for(len(dataset.train), **given), resolution=resolution,
                    progress=shows_progress())  # fmt: skip
+    if not PartialState().is_main_process:
+        return
     if as_json:
         click.echo(result.to_json())
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -102,12 +103,14 @@ def fit(
         for epoch in range(len(history.epochs), recipe.epochs):
             started = time.perf_counter()
             loss, images = _train_epoch(step, data, recipe, epoch, bar)
+            _share_buffers(model, accelerator)
             accuracy = evaluate(model, data.val, data.info).accuracy
             history.epochs.append(Epoch(loss, accuracy, time.perf_counter() - started))
             history.images += images
             bar.note(f"val {accuracy:.2%}")
             if checkpoint is not None and accelerator.is_main_process:
                 checkpoint.save(model, optimizer, [vars(e) for e in history.epochs], history.images)
+            accelerator.wait_for_everyone()  # nobody goes on from an epoch that is not kept yet
             if on_epoch is not None:
                 on_epoch(epoch + 1, accuracy)
     model.eval()
@@ -188,8 +191,9 @@ def _train_epoch(step: _Step, data: DataSet, recipe: Recipe, epoch: int, bar: Ba
         total += step(data.info.normalise(images), labels, done, steps)
         bar.advance(steps, done + 1)
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == len(batches):
-            _check(total, epoch, recipe)
-    return total.item() / len(batches), sum(len(batch) for batch in batches)
+            mean = accelerator.reduce(total, reduction="mean")  # every process stops at the same loss
+            _check(mean, epoch, recipe)
+    return mean.item() / len(batches), sum(len(batch) for batch in batches)
 
 
 def _batches(train: Split, size: int, processes: int, generator: torch.Generator) -> list[Tensor]:
@@ -197,6 +201,13 @@ def _batches(train: Split, size: int, processes: int, generator: torch.Generator
     order = torch.randperm(len(train), generator=generator)
     size = min(size, len(train)) // processes * processes
     return list(torch.split(order[: len(order) // size * size], size))
+
+
+def _share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main one's batch-norm statistics, so that all judge, and keep, the same network."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
 
 
 def _layout(recipe: Recipe) -> torch.memory_format:

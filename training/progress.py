@@ -9,18 +9,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Bar:
-    """Steps done out of all, time left, and a note; silent unless shown."""
+    """What is done, steps out of all, time left, and a note; silent unless shown."""
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool, what: str = "training") -> None:
         columns = (
-            TextColumn("training"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         self._progress = Progress(*columns, console=Console(stderr=True)) if shown else None
-        self._task = self._progress.add_task("training", total=None, note="") if self._progress else None
+        self._task = self._progress.add_task(what, total=None, note="") if self._progress else None
 
     def __enter__(self) -> Bar:
         if self._progress:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..errors import InvalidData, InvalidRun, InvalidSetting
@@ -64,14 +65,18 @@ def train(
         network = architecture.build()  # before the folder is begun: what cannot be built leaves nothing behind
     record = json.loads(architecture.to_json())
     folder = open_folder(out, {"kind": "train", "architecture": record, "data": dataset.hash, "recipe": asdict(recipe)})
-    if (folder / RESULT_NAME).exists():
-        return Result.from_json((folder / RESULT_NAME).read_text(encoding="utf-8"))
-    history = fit(network, dataset, recipe, teacher=teacher, checkpoint_dir=folder, progress=progress)
-    result, _ = tested(network, architecture, dataset, recipe, history, source)
-    examples = dataset.info.normalise(dataset.val.images[:EXAMPLES])
-    save_model(folder, network, architecture, dataset.info, result, example=examples, overwrite=True)
-    (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
-    return result
+    if not (folder / RESULT_NAME).exists():
+        accelerator = Accelerator()
+        history = fit(
+            network, dataset, recipe, teacher=teacher, checkpoint_dir=folder, accelerator=accelerator, progress=progress
+        )
+        if accelerator.is_main_process:
+            result, _ = tested(network, architecture, dataset, recipe, history, source)
+            examples = dataset.info.normalise(dataset.val.images[:EXAMPLES])
+            save_model(folder, network, architecture, dataset.info, result, example=examples, overwrite=True)
+            (folder / CHECKPOINT_NAME).unlink(missing_ok=True)
+        accelerator.wait_for_everyone()
+    return Result.from_json((folder / RESULT_NAME).read_text(encoding="utf-8"))
 
 
 def tested(
