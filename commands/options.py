@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -29,10 +30,20 @@ def example(line: str) -> str:
 
 
 def budget_options(command: Any) -> Any:
-    """The limits of a budget as options."""
+    """The limits of a budget as options, each at most once."""
     for name, help_text in reversed(BUDGET_OPTIONS.items()):
-        command = click.option(f"--{name}", metavar="LIMIT", help=f"At most: {help_text}.")(command)
+        limit = click.option(f"--{name}", metavar="LIMIT", multiple=True, callback=_once, help=f"At most: {help_text}.")
+        command = limit(command)
     return command
+
+
+def _once(context: click.Context, option: click.Parameter, given: Sequence[str]) -> str | None:
+    """The one value; click itself would silently take the last of several."""
+    if len(given) > 1:
+        raise click.UsageError(
+            f"--{option.name} is given {len(given)} times ({', '.join(given)}); give one limit", context
+        )
+    return given[0] if given else None
 
 
 def shows_progress() -> bool:

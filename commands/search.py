@@ -24,6 +24,15 @@ from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, 
 @click.option(
     "--weights", metavar="SOURCE", help="Start from a trained parent: a run, a .safetensors of ours, hf_hub:org/repo."
 )
+@click.option("--supernet", is_flag=True, help="Train a parent first that is made to be cut, and start from it.")
+@click.option(
+    "--evaluate",
+    default="train",
+    show_default=True,
+    metavar="HOW",
+    help="train, inherit, or one of them after a screen: inherit,train or proxy:synflow,train.",
+)
+@click.option("--screen", type=COUNT, default=10, show_default=True, help="Candidates screened for each trial.")
 @click.option("--storage", metavar="URL", help="Any Optuna storage; SQLite in the folder by default.")
 @click.option("--resolutions", help="Image sides to search over, such as 24,32.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="No trial begins after that.")
@@ -31,12 +40,14 @@ from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, 
 @click.option("--seed", default=0, show_default=True, help="Seed of sampling and training.")
 @AS_JSON
 def search_command(
-    model: str, data: str, trials: int, out: Path, budgets: str | None, weights: str | None, storage: str | None,
-    resolutions: str | None, timeout: float | None, epochs: int | None, seed: int, as_json: bool, **limits: str | None,
+    model: str, data: str, trials: int, out: Path, budgets: str | None, weights: str | None, supernet: bool,
+    evaluate: str, screen: int, storage: str | None, resolutions: str | None, timeout: float | None, epochs: int | None,
+    seed: int, as_json: bool, **limits: str | None,
 ) -> None:  # fmt: skip
     """Search the best network of a family under a budget; MODEL is a zoo name or your own module:factory.
 
-    Stopped or killed, the same command goes on where it was.
+    Stopped or killed, the same command goes on where it was. Proxies are params, macs, activations, grad_norm, snip,
+    synflow, naswot and zen; the result says which of them this search would have done well to trust.
     """
     from ..search.budget import Budget
     from ..search.run import run_search
@@ -48,8 +59,9 @@ def search_command(
         raise click.UsageError("a search needs a limit such as --macs 2M, or several as --budgets 1M,2M")
     recipe = None if epochs is None else recipe_for(len(load_data(data).train), epochs=epochs)
     study = run_search(
-        model, data, Budget(**chosen) if chosen else None, trials, out, weights=weights, storage=storage, seed=seed,
-        recipe=recipe, timeout=timeout, budgets=budgets.split(",") if budgets else None,
+        model, data, Budget(**chosen) if chosen else None, trials, out, weights=weights, supernet=supernet,
+        evaluate=evaluate, screen=screen, storage=storage, seed=seed, recipe=recipe, timeout=timeout,
+        budgets=budgets.split(",") if budgets else None,
         resolutions=_sides(resolutions), progress=shows_progress(),
     )  # fmt: skip
     if as_json:
@@ -59,6 +71,7 @@ def search_command(
             "uniform": json.loads(study.uniform.to_json()), "difference": difference,
             "latency": study.latency.to_dict() if study.latency else None,
             "pareto": json.loads(study.pareto.to_json(orient="records")),
+            "proxies": json.loads(study.proxies.to_json(orient="records")),
         })  # fmt: skip
     else:
         click.echo(str(study))

@@ -109,6 +109,11 @@ class ChannelGraph:
         """The groups of each residual branch that may be removed: width 0 of any of them removes it."""
         return [frozenset(self._names[s] for s in b.emptied_by) for b in self._branches]
 
+    @property
+    def branch_ends(self) -> list[str]:
+        """The layer in which each of `branches` ends."""
+        return [branch.modules[-1] for branch in self._branches]
+
     # -- checking ----------------------------------------------------------------------------------------------------
 
     def check(self, widths: Mapping[str, int]) -> Widths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import optuna
@@ -41,20 +42,51 @@ def explore(plan: Plan, study: optuna.Study, objective: Objective) -> bool:
             while _work_is_left(plan, study):
                 if plan.timeout is not None and time.monotonic() - began > plan.timeout:
                     break
-                study.optimize(objective, n_trials=1, catch=(DivergedTraining,))
+                _try_one(study, objective)
                 bar.update(task, completed=_done(study), best=_best(study))
         except KeyboardInterrupt:
             return False
-        except (optuna.exceptions.StorageInternalError, AssertionError) as error:
-            # Optuna trips over an assertion of its own where it cannot store a trial's end.
-            failure = error.__context__ if isinstance(error, AssertionError) else error
-            if not isinstance(failure, optuna.exceptions.StorageInternalError):
+        except Exception as error:
+            if (reason := _storage_failure(error)) is None:
                 raise
-            reason = str(failure.__cause__ or failure).strip().partition("\n")[0]
             raise InvalidRun(
-                f"the study can no longer be written ({reason}); finished trials are kept: give it room and run again"
+                f"the study can no longer be kept ({reason}); finished trials are: see to the storage, and run again"
             ) from None
     return True
+
+
+def _try_one(study: optuna.Study, objective: Objective) -> None:
+    """Run one trial; drop it where others took this process for dead and have queued the trial again."""
+    dropped = False
+
+    def attempt(trial: optuna.Trial) -> float:
+        nonlocal dropped
+        try:
+            return objective(trial)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            dropped = True
+            raise
+
+    try:
+        study.optimize(attempt, n_trials=1, catch=(DivergedTraining,))
+    except ValueError:  # Optuna's word for a trial that has ended elsewhere
+        if not dropped:
+            raise
+
+
+def _storage_failure(error: BaseException) -> str | None:
+    """Why the storage failed, if that is what the error comes from; None for another error."""
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        return _first_line(error.__cause__ or error)
+    if "grpc" in sys.modules and isinstance(error, sys.modules["grpc"].RpcError):
+        return _first_line(error.details())
+    # Optuna trips over an assertion, or a name without a value, where it cannot store a trial's end.
+    tripped = isinstance(error, AssertionError | UnboundLocalError)
+    return _storage_failure(error.__context__) if tripped and error.__context__ else None
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _work_is_left(plan: Plan, study: optuna.Study) -> bool:

@@ -18,9 +18,8 @@ from ..training.run import tested
 from ..training.saved import RESULT_NAME, save_model
 from ..zoo.architecture import Architecture
 from .compare import Difference, paired_difference
-from .inherit import Parent
+from .inherit import Parent, begin
 from .measured import measured, predicted
-from .objective import begin
 from .plan import Plan
 from .space import Space
 from .studies import ARCHITECTURE

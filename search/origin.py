@@ -2,66 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import InvalidData, UntraceableModel
-from ..graph.channel_graph import ChannelGraph, trace
+from ..graph.channel_graph import ChannelGraph, Widths, trace
 from ..training.data import DataSet
 from ..training.loop import fit
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, recipe_for
+from ..training.result import Result
 from ..training.run import fitted, train
-from ..training.saved import load_with_info
+from ..training.saved import RESULT_NAME, load_with_info, weights_file
 from ..zoo.architecture import Architecture
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A trained network, its architecture (None: nobody said how it is built) and its graph."""
+    """A trained network, its architecture (None: nobody said how it is built), its graph and its training's Result."""
 
     model: nn.Module
     architecture: Architecture | None
     graph: ChannelGraph
+    result: Result | None  # None where there is no record of it
+
+    def at(self, widths: Widths) -> Architecture | None:
+        """The architecture at other widths; a branch that it has lost before stays lost."""
+        if self.architecture is None:
+            return None
+        return self.architecture.with_widths({**(self.architecture.widths or {}), **widths})
 
     @classmethod
     def of(
-        cls, model: nn.Module | Architecture | str | Path, data: DataSet, recipe: Recipe, folder: Path | None,
-        check: Callable[[ChannelGraph], object], *, trust: Sequence[str] = (), progress: bool = False,
+        cls, model: nn.Module | Architecture | str | Path, data: DataSet, recipe: Recipe, folder: Path | None, *,
+        trust: Sequence[str] = (), progress: bool = False,
     ) -> Origin:  # fmt: skip
         """A module as it is, a run's folder or file as it was saved; a name or Architecture is trained by the recipe.
 
-        `check` looks at the graph before a training. Raises InvalidData where a saved network was made for other
-        classes, UntraceableModel where no width can vary.
+        Raises what `graph_before` does.
         """
-        architecture: Architecture | None = None
-        if isinstance(model, nn.Module):
-            network = model
-        elif isinstance(model, Path) or (isinstance(model, str) and Path(model).exists()):
-            network, architecture, info = load_with_info(model, trust=trust)
-            if (info.classes, info.in_channels, info.resolution) != (data.classes, data.in_channels, data.resolution):
-                raise InvalidData(
-                    f"{model} was trained on {len(info.classes)} classes of {info.in_channels}x{info.resolution}^2 "
-                    f"pixels, {data.name} has {data.num_classes} of {data.in_channels}x{data.resolution}^2"
-                )
+        if (there := _there(model, data, trust)) is not None:
+            network, architecture = there
+            record = model
         else:
-            architecture = fitted(model, data)
-            check(_searchable(architecture.graph(), architecture.family))
+            architecture = _architecture(model, data)
             network = _trained(architecture, data, recipe, folder, progress)
-        graph = trace(network, (1, data.in_channels, data.resolution, data.resolution))
-        return cls(network, architecture, _searchable(graph, architecture.family if architecture else "the model"))
+            record = folder or network
+        return cls(network, architecture, _graph(network, architecture, data), _result_of(record))
+
+
+def graph_before(
+    model: nn.Module | Architecture | str | Path, data: DataSet, trust: Sequence[str] = ()
+) -> ChannelGraph:  # fmt: skip
+    """The graph of the network that is to shrink, before anything is trained or written.
+
+    Raises InvalidData where a saved network was made for other classes, UntraceableModel where no width can vary.
+    """
+    if (there := _there(model, data, trust)) is not None:
+        return _graph(*there, data)
+    architecture = _architecture(model, data)
+    return _searchable(architecture.graph(), architecture.family)
 
 
 def resolution_of(model: nn.Module | Architecture | str | Path, trust: Sequence[str]) -> int | None:
     """The images' side that a saved network or an Architecture was made for; None: the data's own."""
     if isinstance(model, Architecture):
         return model.resolution
-    if isinstance(model, nn.Module) or not Path(model).exists():
+    saved = _saved(model)
+    return None if saved is None else load_with_info(saved, trust=trust)[1].resolution
+
+
+def recipe_of(model: nn.Module | Architecture | str | Path, data: DataSet, **settings: Any) -> Recipe:
+    """How the network was trained, where its run says so, else the default for the data; settings on top."""
+    result = _result_of(model)
+    return recipe_for(len(data.train), **settings) if result is None else result.recipe.with_settings(**settings)
+
+
+def _there(
+    model: nn.Module | Architecture | str | Path, data: DataSet, trust: Sequence[str]
+) -> tuple[nn.Module, Architecture | None] | None:
+    """A network that is given or saved; None for one that is to be built."""
+    if isinstance(model, nn.Module):
+        return model, None
+    if (saved := _saved(model)) is None:
         return None
-    return load_with_info(model, trust=trust)[1].resolution
+    network, architecture, info = load_with_info(saved, trust=trust)
+    if (info.classes, info.in_channels, info.resolution) != (data.classes, data.in_channels, data.resolution):
+        raise InvalidData(
+            f"{model} was trained on {len(info.classes)} classes of {info.in_channels}x{info.resolution}^2 "
+            f"pixels, {data.name} has {data.num_classes} of {data.in_channels}x{data.resolution}^2"
+        )
+    return network, architecture
+
+
+def _architecture(model: nn.Module | Architecture | str | Path, data: DataSet) -> Architecture:
+    assert isinstance(model, Architecture | str)  # anything else is there already
+    return fitted(model, data)
+
+
+def _graph(network: nn.Module, architecture: Architecture | None, data: DataSet) -> ChannelGraph:
+    graph = trace(network, (1, data.in_channels, data.resolution, data.resolution))
+    return _searchable(graph, architecture.family if architecture else "the model")
+
+
+def _saved(model: nn.Module | Architecture | str | Path) -> Path | None:
+    """The path of a saved network; None for what is to be built, or is there."""
+    if isinstance(model, Path):
+        return model
+    return Path(model) if isinstance(model, str) and Path(model).exists() else None
+
+
+def _result_of(model: nn.Module | Architecture | str | Path) -> Result | None:
+    """The Result beside a saved network."""
+    if (saved := _saved(model)) is None:
+        return None
+    record = weights_file(saved).with_name(RESULT_NAME)
+    return Result.from_json(record.read_text(encoding="utf-8")) if record.exists() else None
 
 
 def _trained(

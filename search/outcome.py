@@ -12,8 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..training.result import Result
 from .compare import Difference
+from .correlation import rank_correlations, verdict
 from .latency import COLUMN
 from .measured import Latency
+from .objective import EXPECTED
+from .proxies import COUNTS
+from .screening import SCREENED
 from .studies import ARCHITECTURE, DUPLICATE_OF, ERROR, KEY
 
 STATES = {
@@ -33,7 +37,9 @@ class Study:
     """The best network and the uniform-width one beside it, with every trial.
 
     `difference` is best minus uniform on the test images; None when the best network is the uniform one.
-    `trials` has a row per trial, `pareto` those that no other beats in both validation accuracy and cost.
+    `trials` has a row per trial, `pareto` those that no other beats in both validation accuracy and cost. `proxies` has
+    each proxy's rank correlation with the accuracy of the networks that this search trained, the best one first; see
+    correlation.py.
     """
 
     out: Path
@@ -42,6 +48,7 @@ class Study:
     difference: Difference | None
     trials: pd.DataFrame
     pareto: pd.DataFrame
+    proxies: pd.DataFrame
 
     def __str__(self) -> str:
         best, uniform = self.best.accuracy["test"], self.uniform.accuracy["test"]
@@ -53,6 +60,7 @@ class Study:
         else:
             lines.append(f"uniform widths: {uniform:.2%}, in {self.out / 'uniform'}")
             lines.append(f"difference: {self.difference}")
+        lines.append(verdict(self.proxies, COUNTS))
         return "\n".join(lines)
 
     @property
@@ -83,6 +91,27 @@ def pareto(trials: pd.DataFrame, costs: tuple[str, ...] = COSTS) -> pd.DataFrame
     return complete.iloc[kept].sort_values([*costs, "value"], ignore_index=True)
 
 
+def candidates_table(study: optuna.Study) -> pd.DataFrame:
+    """One row per screened candidate, best first within its trial: score, costs, seconds, whether it was chosen."""
+    rows = [
+        {"trial": trial.number, "chosen": place == 0, **candidate}
+        for trial in study.get_trials(deepcopy=False)
+        for place, candidate in enumerate(trial.user_attrs.get(SCREENED, []))
+    ]
+    texts = {ARCHITECTURE: [json.dumps(row[ARCHITECTURE], sort_keys=True) for row in rows]}
+    return pd.DataFrame(rows).assign(**texts)
+
+
+def proxies_table(study: optuna.Study) -> pd.DataFrame:
+    """Rank correlations of what was expected of each network with its validation accuracy after its short training.
+
+    Over networks whose training was complete: of those that were pruned the accuracy is not known.
+    """
+    trained = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if EXPECTED in t.user_attrs]
+    scores = pd.DataFrame([trial.user_attrs[EXPECTED] for trial in trained], dtype=float)
+    return rank_correlations(scores, [float(trial.value or 0) for trial in trained], COUNTS)
+
+
 def _row(trial: FrozenTrial) -> dict[str, object]:
     attributes = trial.user_attrs
     failed = trial.state == TrialState.FAIL and ERROR not in attributes
@@ -96,4 +125,5 @@ def _row(trial: FrozenTrial) -> dict[str, object]:
         row[COLUMN] = attributes[COLUMN]
     if ARCHITECTURE in attributes:
         row["architecture"] = json.dumps(attributes[ARCHITECTURE], sort_keys=True)
+    row |= {f"expected {name}": score for name, score in attributes.get(EXPECTED, {}).items()}
     return row | dict(trial.params)

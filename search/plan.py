@@ -19,8 +19,12 @@ from ..training.recipe import Recipe, recipe_for
 from ..training.run import fitted
 from ..zoo.architecture import Architecture
 from .budget import Budget
+from .evaluators import TRAIN, Stages
+from .inherit import SUPERNET
+from .studies import PREFIX
 
 FINAL_EPOCHS = 12
+SCREEN = 10  # candidates of which one is trained
 SHORT = 4  # a trial takes a quarter of the final training's epochs
 
 
@@ -33,6 +37,9 @@ class Plan:
     budget: Budget
     trials: int
     weights: str | Path | None = None
+    supernet: bool = False  # the search trains a parent to be cut
+    evaluate: str = TRAIN
+    screen: int = SCREEN  # candidates of a trial, where something screens them
     storage: str | BaseStorage | None = None
     seed: int = 0
     recipe: Recipe | None = None  # of the final trainings
@@ -47,10 +54,24 @@ class Plan:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise InvalidSetting(f"trials is {self.trials}; expected at least 1")
+        if self.screen < 2:
+            raise InvalidSetting(f"screen is {self.screen}; expected at least 2 candidates to choose from")
+        if self.supernet and self.weights is not None:
+            raise InvalidSetting("a search has one parent: give weights, or let it train a supernet, not both")
+        if self.stages.inherits and not self.supernet and self.weights is None:
+            raise InvalidSetting(
+                f"evaluate={self.evaluate} needs a parent to inherit from: give the weights of a trained run, or have a"
+                " supernet trained"
+            )
         if self.resolutions and isinstance(self.data, DataSet):
             raise InvalidSetting("resolutions are searched over data given by name or path, not over a DataSet")
         if any(resolution < 1 for resolution in self.resolutions):
             raise InvalidSetting(f"resolutions are {list(self.resolutions)}; expected positive numbers of pixels")
+
+    @cached_property
+    def stages(self) -> Stages:
+        """What judges the candidates; raises InvalidSetting."""
+        return Stages.parse(self.evaluate)
 
     def data_at(self, resolution: int | None) -> DataSet:
         """The data, its images at a resolution (None: their own)."""
@@ -93,6 +114,9 @@ class Plan:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """What may not differ between two runs of one search; the number of trials and their time may."""
+        judged = {"evaluate": str(self.stages)} if str(self.stages) != TRAIN else {}
+        screened = {"screen": self.screen} if self.stages.screen else {}
+        parent = {SUPERNET: True} if self.supernet else {}
         return {
             "kind": "search",
             "architecture": json.loads(self.base.to_json()),
@@ -103,10 +127,13 @@ class Plan:
             "seed": self.seed,
             "trial_recipe": asdict(self.short_recipe),
             "recipe": asdict(self.final_recipe),
+            **judged,
+            **screened,
+            **parent,
         }
 
     @property
     def study_name(self) -> str:
         """The same for every process, on any machine, that works on this search."""
         text = json.dumps(self.fingerprint, sort_keys=True)
-        return f"pocketzoo-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"{PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from ..training.folder import FINGERPRINT
 from ..training.recipe import Recipe
 from ..zoo.architecture import Architecture
 from .budget import Budget
+from .evaluators import TRAIN
 from .outcome import Study
-from .plan import Plan
+from .plan import SCREEN, Plan
 from .single import search_budget
 from .sweep import search_budgets
 
@@ -29,6 +31,9 @@ def run_search(
     out: str | Path = "runs/search",
     *,
     weights: str | Path | None = None,
+    supernet: bool = False,
+    evaluate: str = TRAIN,
+    screen: int = SCREEN,
     storage: str | BaseStorage | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -46,13 +51,20 @@ def run_search(
     `model` is a zoo name, Architecture or `module:factory`. Every trial meets the budget by construction and is
     trained by `trial_recipe` (a quarter of `recipe`'s epochs); the best network on the validation images and the
     uniform-width one are then trained by `recipe` and tested. `weights` (a run, a safetensors file of ours or
-    `hf_hub:org/repo`) lets candidates begin from a trained parent's channels. `storage` is any Optuna URL or storage;
-    several processes that give the same one, or the same `out`, share one study. `budgets` sweeps MAC limits (`"2M"`)
-    or whole Budgets, each on top of `budget`. `timeout` in seconds ends the trials. `resume=False` refuses a folder
-    with a search in it. Raises what its parts do, all of them PocketzooError.
+    `hf_hub:org/repo`) lets candidates begin from a trained parent's channels; `supernet` trains such a parent first,
+    made to be cut, in `out/supernet`. `evaluate` says how trials are judged: `"train"`, `"inherit"` (the parent, cut,
+    untrained), or one of these after a cheaper screen, `"inherit,train"`, `"proxy:synflow,train"`: of `screen`
+    candidates that the sampler proposes for a trial the best by that screen is taken. `storage` is any Optuna URL or
+    storage; several processes that give the same one, or the same `out`, share one study. `budgets` sweeps MAC limits
+    (`"2M"`) or whole Budgets, each on top of `budget`. `timeout` in seconds ends the trials. `resume=False` refuses a
+    folder with a search in it. Raises what its parts do, all of them PocketzooError.
     """
     if not resume and (Path(out) / FINGERPRINT).exists():
         raise InvalidRun(f"{out} holds a search; give another folder, or go on with it (resume)")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InvalidRun(
+            "a search is shared by workers, not by accelerate launch: start the same command several times"
+        )
     limits = _limits(budget, budgets)
     plan = Plan(
         model,
@@ -60,6 +72,9 @@ def run_search(
         next(iter(limits.values())),
         trials,
         weights=weights,
+        supernet=supernet,
+        evaluate=evaluate,
+        screen=screen,
         storage=storage,
         seed=seed,
         recipe=recipe,

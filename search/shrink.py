@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InvalidBudget, InvalidSetting
-from ..graph.channel_graph import COLUMNS, ChannelGraph, Keep, Widths
+from ..graph.channel_graph import COLUMNS, ChannelGraph, Keep, Widths, trace
 from ..training.data import DataSet, load_data
 from ..training.evaluate import reestimate_batchnorm
 from ..training.folder import open_folder, write_text, write_with
-from ..training.loop import fit
-from ..training.recipe import Recipe, recipe_for
+from ..training.loop import AfterStep, ExtraLoss, History
+from ..training.recipe import Recipe
 from ..training.result import Result
-from ..training.run import tested
-from ..training.saved import save_model
 from ..training.state import load_state, state_of
 from ..zoo.architecture import Architecture
+from .arms import Training
 from .budget import Budget
 from .latency import COLUMN, model_of, priced
 from .methods.method import Method, Proposal, Task, method_named
-from .origin import Origin, resolution_of
+from .origin import Origin, graph_before, recipe_of, resolution_of
 from .projection import Limits
+from .shrink_page import write_shrink_page
 
 PARENT, METHOD, FINETUNE = "parent", "method", "finetune"  # folders of the stages
-PROPOSAL, WEIGHTS = "proposal.json", "proposal.safetensors"
+PROPOSAL, WEIGHTS, PAGE = "proposal.json", "proposal.safetensors", "index.html"
 STATISTICS = 2000  # training images from which a cut network takes its batch-norm statistics anew
-EXAMPLES = 32  # validation images on which the ONNX file is compared with PyTorch
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Shrunk:
     """A smaller network: the module, its widths, the channels that it kept, its Result and its Architecture.
 
     `architecture` is None for a bare module. `accuracies` are shares of the validation images `before`, `cut` (before
-    fine-tuning) and `after`; `history` and `layers` are the method's own record.
+    fine-tuning) and `after`; `history` and `layers` are the method's own record; `method_macs` is what the method's
+    own trainings took, in forward MACs times images; `correct` which test images it gets right (bool [N]).
     """
 
     model: nn.Module
@@ -56,6 +58,8 @@ class Shrunk:
     accuracies: Mapping[str, float]
     history: pd.DataFrame
     layers: pd.DataFrame
+    method_macs: int
+    correct: Tensor
 
     def __str__(self) -> str:
         before, now = self.origin.graph.price(), self.result.costs
@@ -65,6 +69,30 @@ class Shrunk:
             f"MACs {now['macs']:,.0f} of {before.macs:,} ({now['macs'] / before.macs:.1%}), "
             f"parameters {now['params']:,.0f} of {before.params:,} ({now['params'] / before.params:.1%})"
         )
+
+
+@dataclass(frozen=True)
+class MeteredTask(Task):
+    """A Task that keeps account of what its method trains: forward MACs times images."""
+
+    spent: list[int] = field(default_factory=list)
+
+    def train(
+        self, model: nn.Module, stage: str, recipe: Recipe, *, extra_loss: ExtraLoss | None = None,
+        after_step: AfterStep | None = None,
+    ) -> History:  # fmt: skip
+        """As a Task does."""
+        history = super().train(model, stage, recipe, extra_loss=extra_loss, after_step=after_step)
+        self.spent.append(trace(model, self.graph.inputs).price().macs * history.images)
+        return history
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method's proposal, and what its trainings took in forward MACs times images."""
+
+    proposal: Proposal
+    macs: int
 
 
 def shrink(
@@ -84,43 +112,50 @@ def shrink(
 
     `model` is a trained module, a run's folder or file, or a name or Architecture, which `recipe` trains first.
     `budget` may be relative: `"macs=40%"`. With `out` every stage is kept there, and the same call goes on where it was
-    stopped. Raises what its parts do, all of them PocketzooError; BudgetTooSmall before anything is trained.
+    stopped; a finished run is read. Raises what its parts do, all of them PocketzooError; BudgetTooSmall before
+    anything is trained.
     """
     dataset = data if isinstance(data, DataSet) else load_data(data, resolution=resolution_of(model, trust))
-    recipe = recipe or recipe_for(len(dataset.train))
+    source = dataset.name if isinstance(data, DataSet) else str(data)
+    recipe = recipe or recipe_of(model, dataset)
     finetune = finetune or finetune_recipe(recipe)
-    chosen = method_named(method, settings) if isinstance(method, str) else method
-    folder = None
-    if out is not None:
-        if isinstance(model, nn.Module):
-            raise InvalidSetting("a bare module could not be loaded again: give it as module:factory, or leave `out`")
-        named = model.to_json() if isinstance(model, Architecture) else str(model)
-        folder = open_folder(out, {
-            "kind": "shrink", "model": named, "data": dataset.hash, "budget": str(budget), "method": repr(chosen),
-            "recipe": asdict(recipe), "finetune": asdict(finetune),
-        })  # fmt: skip
-    stages = {name: folder and folder / name for name in (PARENT, METHOD, FINETUNE)}
-    check = lambda graph: absolute(budget, graph)  # before hours of training
-    origin = Origin.of(model, dataset, recipe, stages[PARENT], check, trust=trust, progress=progress)
+    chosen = chosen_method(method, settings)
+    absolute(budget, graph_before(model, dataset, trust))  # before a folder is begun and hours are spent
+    folder = None if out is None else _opened(out, model, dataset, budget, chosen, recipe, finetune)
+    origin = Origin.of(model, dataset, recipe, folder and folder / PARENT, trust=trust, progress=progress)
     limit = absolute(budget, origin.graph)
-    task = Task(origin.model, origin.graph, dataset, limit, recipe, stages[METHOD], progress)
-    proposal = _proposed(chosen, task, folder)
-    network, keep = cut(origin.graph, proposal)
-    reestimate_batchnorm(network, dataset.info.normalise(dataset.train.images[:STATISTICS]))
-    accuracies = {"before": task.accuracy(origin.model), "cut": task.accuracy(network)}
-    history = fit(network, dataset, finetune, checkpoint_dir=stages[FINETUNE], progress=progress)
-    accuracies["after"] = history.val_accuracy
-    architecture = origin.architecture and origin.architecture.with_widths(proposal.widths)
-    result, _ = tested(
-        network, architecture, dataset, finetune, history, dataset.name if data is dataset else str(data)
+    task = MeteredTask(
+        _on_device(origin.model), origin.graph, dataset, limit, recipe, folder and folder / METHOD, progress
     )
-    record = {"method": repr(chosen), "budget": limit.to_dict(), "validation": accuracies}
-    result = replace(result, provenance={**result.provenance, "shrink": record})
-    if folder is not None and architecture is not None:
-        examples = dataset.info.normalise(dataset.val.images[:EXAMPLES])
-        save_model(folder, network, architecture, dataset.info, result, example=examples, overwrite=True)
-    return Shrunk(network, proposal.widths, keep, result, architecture, origin, limit, accuracies, proposal.history,
-                  proposal.layers)  # fmt: skip
+    found = _found(chosen, task, folder)
+    network, keep = cut(origin.graph, found.proposal)
+
+    architecture = origin.at(found.proposal.widths)
+    training = Training(architecture, dataset, source, finetune, folder, folder and folder / FINETUNE, progress)
+    if (trained := training.read()) is None:
+        reestimate_batchnorm(network, dataset.info.normalise(dataset.train.images[:STATISTICS]))
+        validation = {"before": task.accuracy(task.model), "cut": task.accuracy(network)}
+        record = {"method": repr(chosen), "budget": limit.to_dict(), "validation": validation}
+        trained = training.carry_out(lambda: network, {"shrink": record})
+    validation = trained.result.provenance["shrink"]["validation"]
+    small = Shrunk(
+        trained.model, found.proposal.widths, keep, trained.result, architecture, origin, limit,
+        {**validation, "after": trained.result.accuracy["validation"]}, found.proposal.history, found.proposal.layers,
+        found.macs, trained.correct,
+    )  # fmt: skip
+    if folder is not None and not (folder / PAGE).exists():  # a verdict's page says more
+        title = f"{architecture.family if architecture else 'network'} on {dataset.name} by {chosen}, {limit}"
+        write_shrink_page(folder / PAGE, title, str(small), origin.graph.groups, small.widths, small.history)
+    return small
+
+
+def chosen_method(method: str | Method, settings: Mapping[str, Any] | None) -> Method:
+    """The method by name and settings, or as it is; raises InvalidSetting."""
+    if isinstance(method, str):
+        return method_named(method, settings)
+    if settings:
+        raise InvalidSetting(f"settings are for a method's name; {method} has its own")
+    return method
 
 
 def finetune_recipe(recipe: Recipe) -> Recipe:
@@ -130,16 +165,17 @@ def finetune_recipe(recipe: Recipe) -> Recipe:
 
 def absolute(budget: Budget | str, graph: ChannelGraph) -> Budget:
     """The budget in plain numbers; raises InvalidBudget for one that is met already, BudgetTooSmall below the least."""
-    timed = "latency" in str(budget)
-    model = model_of(budget if isinstance(budget, Budget) else Budget(latency=1)) if timed else None
+    columns = (*COLUMNS, COLUMN)
+    asked = Budget.relative(budget, dict.fromkeys(columns, 1.0)) if isinstance(budget, str) else budget
+    model = model_of(asked)
     widths = np.array([list(graph.groups.values())])
-    row = priced(graph, model).price_many(widths, (*COLUMNS, COLUMN) if timed else COLUMNS).iloc[0]
+    row = priced(graph, model).price_many(widths, columns if model else COLUMNS).iloc[0]
     costs = {str(column): float(value) for column, value in row.items()}
-    budget = Budget.relative(budget, costs) if isinstance(budget, str) else budget
-    Limits(priced(graph, model), budget, cap=1.0).check_reachable()
-    if all(costs[column] <= limit for column, limit in budget.limits.items()):
-        raise InvalidBudget(f"the network meets {budget} as it is; give less, such as half of what it costs: macs=50%")
-    return budget
+    limit = Budget.relative(budget, costs) if isinstance(budget, str) else budget
+    Limits(priced(graph, model), limit, cap=1.0).check_reachable()
+    if all(costs[column] <= most for column, most in limit.limits.items()):
+        raise InvalidBudget(f"the network meets {limit} as it is; give less, such as half of what it costs: macs=50%")
+    return limit
 
 
 def cut(graph: ChannelGraph, proposal: Proposal) -> tuple[nn.Module, Keep]:
@@ -152,18 +188,43 @@ def cut(graph: ChannelGraph, proposal: Proposal) -> tuple[nn.Module, Keep]:
     return graph.resize(proposal.model, proposal.widths, keep=keep), keep
 
 
-def _proposed(method: Method, task: Task, folder: Path | None) -> Proposal:
-    """The method's proposal, read where an earlier call has made it."""
+def _opened(
+    out: str | Path, model: nn.Module | Architecture | str | Path, data: DataSet, budget: Budget | str, method: Method,
+    recipe: Recipe, finetune: Recipe,
+) -> Path:  # fmt: skip
+    if isinstance(model, nn.Module):
+        raise InvalidSetting("a bare module could not be loaded again: give it as module:factory, or leave `out`")
+    named = model.to_json() if isinstance(model, Architecture) else str(model)
+    return open_folder(out, {
+        "kind": "shrink", "model": named, "data": data.hash, "budget": str(budget), "method": repr(method),
+        "recipe": asdict(recipe), "finetune": asdict(finetune),
+    })  # fmt: skip
+
+
+def _on_device(model: nn.Module) -> nn.Module:
+    """The model where trainings run; a copy when that is elsewhere, for the given one stays where it is."""
+    device = Accelerator().device
+    return model if device.type == "cpu" else copy.deepcopy(model).to(device)
+
+
+def _found(method: Method, task: MeteredTask, folder: Path | None) -> Found:
+    """The method's proposal, read where an earlier call has made it; its checkpoints go when it is there."""
     if folder is None:
-        return method.propose(task)
+        return Found(_on_cpu(method.propose(task)), sum(task.spent))
     if not (folder / PROPOSAL).exists():
         made = method.propose(task)
         write_with(folder / WEIGHTS, lambda path: save_file(state_of(made.model), path))
         tables = {"history": made.history.to_dict("list"), "layers": made.layers.to_dict("list")}
-        record = {"widths": made.widths, "scores": made.scores, **tables}
+        record = {"widths": made.widths, "scores": made.scores, "macs": sum(task.spent), **tables}
         write_text(folder / PROPOSAL, json.dumps(record, default=lambda numbers: np.asarray(numbers).tolist()))
+        if (folder / METHOD).exists():
+            shutil.rmtree(folder / METHOD)
     record = json.loads((folder / PROPOSAL).read_text(encoding="utf-8"))
-    model = copy.deepcopy(task.model)
+    model = copy.deepcopy(task.model).cpu()
     load_state(model, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
     history, layers = pd.DataFrame(record["history"]), pd.DataFrame(record["layers"])
-    return Proposal(record["widths"], record["scores"], model, history, layers)
+    return Found(Proposal(record["widths"], record["scores"], model, history, layers), record["macs"])
+
+
+def _on_cpu(proposal: Proposal) -> Proposal:
+    return replace(proposal, model=proposal.model.cpu())

@@ -13,23 +13,18 @@ from datetime import datetime
 from pathlib import Path
 
 import optuna
-from filelock import FileLock
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import make_url
-from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from ..errors import InvalidRun
-from ..training.result import without_password
+from .storage import GRACE_SECONDS, connected, opening
 
-HEARTBEAT_SECONDS, GRACE_SECONDS = 20, 120
-LOCK_SECONDS = 60  # how long SQLite waits for another process's write
-ATTEMPTS, ATTEMPT_SECONDS = 10, 0.5  # to open a storage whose tables another process is making
+PREFIX = "pocketzoo-"  # of the names of our studies; a database may hold others'
+CLAIM_SECONDS = 0.1  # between looks at a rival that has not decided yet
 TOKEN = uuid.uuid4().hex[:8]  # of this process: its number may have been another's before a restart
-WORKER = "worker"  # trial attribute: host and process that run it
+WORKER = "worker"  # trial attribute: machine and process that run it
 ERROR = "error"  # trial attribute: why the network could not be trained
-TRAINS = "trains"  # trial attribute: set when its own training begins
+TRAINS = "trains"  # trial attribute: set when it claims its network, before training it
 DUPLICATE_OF = "duplicate_of"  # trial attribute: the trial that trained the same network
 ARCHITECTURE, KEY = "architecture", "key"  # trial attributes: the network as JSON, and its hash
 
@@ -38,56 +33,16 @@ def open_study(
     name: str, storage: str | BaseStorage, sampler: BaseSampler, pruner: optuna.pruners.BasePruner
 ) -> optuna.Study:
     """The study of that name, made if need be; raises InvalidRun when the storage cannot be opened."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            with _alone(storage):
-                opened = _rdb(storage) if isinstance(storage, str) else storage
-            return optuna.create_study(
-                study_name=name,
-                storage=opened,
-                sampler=sampler,
-                pruner=pruner,
-                direction="maximize",
-                load_if_exists=True,
-            )
-    except Exception as error:  # SQLAlchemy's and each database driver's own
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidRun(
-            f"the storage {without_password(str(storage))} cannot be opened ({reason}); "
-            "expected an Optuna URL such as sqlite:///study.db"
-        ) from None
-
-
-@contextmanager
-def _alone(storage: str | BaseStorage) -> Iterator[None]:
-    """One process at a time makes the tables of an SQLite file: two at once fail over each other's."""
-    file = Path(make_url(storage).database or "") if isinstance(storage, str) else Path()
-    if not str(storage).startswith("sqlite") or not file.name or not file.parent.is_dir():
-        yield
-        return
-    with FileLock(file.with_name(f".{file.name}.lock")):
-        yield
-
-
-def _rdb(url: str) -> RDBStorage:
-    """Two processes that make a server's tables at once fail over each other's: the next attempt finds them made."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return _connected(url)
-        except (IntegrityError, ProgrammingError):
-            time.sleep(ATTEMPT_SECONDS)
-    return _connected(url)
-
-
-def _connected(url: str) -> RDBStorage:
-    return RDBStorage(
-        url,
-        engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else None,
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=GRACE_SECONDS,
-        heartbeat_stale_trial_callback=lambda study, trial: enqueue_again(study, trial.number, trial.params),
-    )
+    with opening(storage), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.create_study(
+            study_name=name,
+            storage=connected(storage, queue_again) if isinstance(storage, str) else storage,
+            sampler=sampler,
+            pruner=pruner,
+            direction="maximize",
+            load_if_exists=True,
+        )
 
 
 @contextmanager
@@ -153,7 +108,13 @@ class SeededSampler(BaseSampler):
 
 def worker() -> str:
     """This process, as its trials name it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{TOKEN}"
+    return f"{_machine()}:{os.getpid()}:{TOKEN}"
+
+
+def _machine() -> str:
+    """Host name, and on Linux the namespace of process numbers: containers may share the one and not the other."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.stat().st_ino}" if namespace.exists() else socket.gethostname()
 
 
 def spent(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
@@ -169,6 +130,37 @@ def spent(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def running(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that some process is running now."""
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+def claim(trial: optuna.Trial, key: str) -> FrozenTrial | None:
+    """The other trial that trains the network of this key, or has; None when it is claimed for this trial.
+
+    The trial says its key before it looks at the others, so of two that look at the same instant one sees the other:
+    the later number yields at once, and the earlier waits for that. A rival that does not decide is taken for dead.
+    """
+    trial.set_user_attr(KEY, key)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (rivals := _rivals(trial, key)) and time.monotonic() < deadline:
+        for rival in rivals:
+            if rival.number < trial.number or TRAINS in rival.user_attrs:
+                trial.set_user_attr(DUPLICATE_OF, rival.number)
+                return rival
+        time.sleep(CLAIM_SECONDS)
+        take_up_lost_trials(trial.study)
+    trial.set_user_attr(TRAINS, True)
+    return None
+
+
+def _rivals(trial: optuna.Trial, key: str) -> list[FrozenTrial]:
+    """Trials of the same network, but for those that yielded and those that a process lost."""
+    return [
+        other
+        for other in trial.study.get_trials(deepcopy=False)
+        if other.number != trial.number
+        and other.user_attrs.get(KEY) == key
+        and DUPLICATE_OF not in other.user_attrs
+        and (other.state != TrialState.FAIL or ERROR in other.user_attrs)
+    ]
 
 
 def take_up_lost_trials(study: optuna.Study) -> None:
@@ -194,9 +186,14 @@ def enqueue_again(study: optuna.Study, number: int, params: Mapping[str, object]
         study.enqueue_trial(dict(params), user_attrs={"retry_of": number})
 
 
+def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue the parameters of a trial whose worker has fallen silent."""
+    enqueue_again(study, trial.number, trial.params)
+
+
 def is_of_this_machine(trial: FrozenTrial) -> bool:
     """Whether a process of this machine runs, or ran, the trial."""
-    return str(trial.user_attrs.get(WORKER, "")).rpartition(":")[0].rpartition(":")[0] == socket.gethostname()
+    return str(trial.user_attrs.get(WORKER, "")).rpartition(":")[0].rpartition(":")[0] == _machine()
 
 
 def _is_lost(trial: FrozenTrial) -> bool:

@@ -1,7 +1,8 @@
-"""A study on a real PostgreSQL server, shared by processes; and an output folder on a disk that is really full."""
+"""A study on a real PostgreSQL server, shared by processes that die; and an output folder on a disk that is full."""
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -10,18 +11,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import optuna
 import pandas as pd
 import pytest
 import sqlalchemy
 import torch
+import yaml
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, make_url, text
 
 import pocketzoo as pz
-from pocketzoo.search.studies import WORKER, spent
+from pocketzoo import InvalidRun
+from pocketzoo.search.explore import explore
+from pocketzoo.search.objective import Objective
+from pocketzoo.search.plan import Plan
+from pocketzoo.search.studies import WORKER, SeededSampler, open_study, spent
 from pocketzoo.training.recipe import Recipe
 
 pytestmark = pytest.mark.system
@@ -34,25 +42,50 @@ def net(num_classes, in_channels):
         nn.Conv2d(in_channels, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
         nn.Conv2d(12, 20, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, num_classes))
 """
+IMPATIENT = """
+import socket, sys
+from pocketzoo.search import storage, studies
+
+storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS, studies.GRACE_SECONDS = 1, 15, 15
+"""
+WORKER_ELSEWHERE = (
+    IMPATIENT
+    + """
+host, *sys.argv = sys.argv[1:]
+socket.gethostname = lambda: host
+exec(open("work.py").read())
+"""
+)
+PROXY = (
+    IMPATIENT
+    + """
+from pocketzoo.search import proxy
+
+proxy.HEARTBEAT_SECONDS = 1
+proxy.serve(sys.argv[1], "localhost", int(sys.argv[2]))
+"""
+)
 WORK = """
 import sys, torch
 import pocketzoo as pz
 from pocketzoo.training.recipe import Recipe
 
 torch.set_num_threads(1)
-out, storage, trials, epochs = sys.argv[1:]
+out, storage, trials, epochs = sys.argv[-4:]
 recipes = {"recipe": Recipe(epochs=1), "trial_recipe": Recipe(epochs=int(epochs))}
 pz.run_search("systemnets:net", "digits", pz.Budget(macs="40k"), int(trials), out, storage=storage, **recipes)
 """
 TRIALS = 8
 LONG = 40  # epochs of a trial that is to be killed in its middle
+HOSTS = ("ant", "bee", "cat", "doe")
 OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "systemnets.py").write_text(NET)
-    (tmp_path / "work.py").write_text(WORK)
+    for name, script in (("work", WORK), ("elsewhere", WORKER_ELSEWHERE), ("proxy", PROXY)):
+        (tmp_path / f"{name}.py").write_text(script)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
@@ -194,6 +227,139 @@ def test_a_process_killed_beside_postgresql_loses_no_finished_trial(folder: Path
     assert dict(table["value"][list(finished)]) == finished
     assert sum(table["state"].isin(["complete", "pruned"])) == len(finished) + 1
     assert not table["state"].isin(["running", "failed"]).any()
+
+
+def without_password(storage: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL as a cluster's file may hold it; the password comes by the environment."""
+    password = str(make_url(storage).password)
+    monkeypatch.setenv("PGPASSWORD", password)
+    return storage.replace(f":{password}@", "@").replace("postgresql+psycopg2:", "postgresql:")
+
+
+@contextmanager
+def serving(folder: Path, storage: str) -> Iterator[str]:
+    """URL of a proxy of that database."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "proxy.py", storage, str(port)], cwd=folder)
+    try:
+        yield f"grpc://localhost:{port}"
+        assert process.poll() is None, "the proxy has ended"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("proxy", [False, True], ids=["postgresql", "grpc"])
+def test_of_four_workers_one_dies(folder: Path, storage: str, proxy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each believes itself on a machine of its own, so that only silence tells of a death."""
+    url = without_password(storage, monkeypatch)
+    with serving(folder, url) if proxy else nullcontext(url) as place:
+        program = [sys.executable, "elsewhere.py"]
+        workers = {
+            host: subprocess.Popen([*program, host, host, place, str(TRIALS), str(LONG)], cwd=folder) for host in HOSTS
+        }
+        try:
+            dead, before = kill_one_in_mid_trial(workers, storage)
+            codes = [process.wait(timeout=600) for host, process in workers.items() if host != host_of(dead)]
+        finally:
+            for process in workers.values():
+                process.kill()
+                process.wait()
+    assert codes == [0, 0, 0]
+    trials = trials_in(storage)
+    if any(trial.state == TrialState.WAITING for trial in trials):  # the survivors had reached the number without it
+        search(folder / "later", storage, len(spent(trials)) + 1, LONG)
+        trials = trials_in(storage)
+    assert {trial.number: trial.value for trial in trials if trial.number in before} == before
+    assert TRIALS <= len(spent(trials)) <= TRIALS + 3  # survivors may begin the last one in the same instant
+
+    assert trials[dead.number].state == TrialState.FAIL
+    (again,) = [trial for trial in trials if "retry_of" in trial.user_attrs]
+    assert again.user_attrs["retry_of"] == dead.number
+    assert (again.params, again.user_attrs["key"]) == (dead.params, dead.user_attrs["key"])
+    assert again.state in OVER
+    assert host_of(again) != host_of(dead)
+
+    kept = [trial for trial in trials if trial.number != dead.number]
+    assert all(trial.state in OVER for trial in kept), [trial.state for trial in kept]
+    trained = [trial.user_attrs["key"] for trial in kept if trial.user_attrs.get("trains")]
+    assert len(set(trained)) == len(trained)
+    assert {trial.user_attrs["key"] for trial in kept} == set(trained)
+    assert all(trial.user_attrs.get("trains") or "duplicate_of" in trial.user_attrs for trial in kept)
+
+
+def kill_one_in_mid_trial(
+    workers: dict[str, subprocess.Popen[bytes]], storage: str
+) -> tuple[FrozenTrial, dict[int, float | None]]:
+    """The trial that dies, once a few have finished; and those that had, with their values."""
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        assert all(process.poll() is None for process in workers.values())
+        trials = trials_in(storage)
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        under_way = [trial for trial in running if 0 < trial.user_attrs.get("epochs", 0) < LONG // 2]
+        before = {trial.number: trial.value for trial in trials if trial.state in OVER}
+        if len(before) >= 2 and len({host_of(trial) for trial in trials if WORKER in trial.user_attrs}) == 4:
+            for dead in under_way:
+                workers[host_of(dead)].kill()
+                workers[host_of(dead)].wait()
+                if (now := trials_in(storage)[dead.number]).state == TrialState.RUNNING:
+                    return now, before
+                pytest.fail("the trial ended just before its worker was killed")
+        time.sleep(0.1)
+    raise AssertionError("no trial was under way in time")
+
+
+def host_of(trial: FrozenTrial) -> str:
+    return str(trial.user_attrs[WORKER]).partition("/")[0]
+
+
+def test_workers_by_the_example_files_share_a_search(
+    folder: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks of the SLURM array, with a folder in common, and a pod of the Kubernetes job."""
+    url = without_password(storage, monkeypatch)
+    clusters = Path(__file__).parents[1] / "docs" / "clusters"
+    documents = yaml.safe_load_all((clusters / "kubernetes.yaml").read_text())
+    (pod,) = [each["spec"]["template"]["spec"]["containers"][0] for each in documents if each["kind"] == "Job"]
+    options = ["--trials=3", "--epochs=2"]
+    (folder / "pocketzoo").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pocketzoo "$@"\n')
+    (folder / "pocketzoo").chmod(0o755)
+    commands = [["bash", str(clusters / "slurm.sh"), *options]] * 2
+    commands += [[*pod["command"], *options, f"--storage={url}", "--out=runs/pod"]]
+    place = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "STORAGE": url, "SLURM_CPUS_PER_TASK": "1"}
+    workers = [subprocess.Popen(command, cwd=folder, env=place) for command in commands]
+    try:
+        assert [process.wait(timeout=600) for process in workers] == [0, 0, 0]
+    finally:
+        for process in workers:
+            process.kill()
+            process.wait()
+    trials = trials_in(storage)
+    assert len({trial.user_attrs[WORKER] for trial in trials}) >= 2
+    assert 3 <= len(spent(trials)) <= 3 + 2
+    for out in ("digits", "pod"):
+        assert len(pd.read_csv(folder / "runs" / out / "trials.csv")) == len(trials)
+        assert (folder / "runs" / out / "best.onnx").exists()
+
+
+def test_a_server_that_goes_away_ends_a_search_in_a_line(storage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    study = open_study("pocketzoo-test", storage, SeededSampler(0), optuna.pruners.NopPruner())
+    study.enqueue_trial({})
+    name = make_url(storage).database
+
+    def objective(trial: optuna.Trial) -> float:
+        administrator = create_engine(make_url(storage).set(database="postgres"), isolation_level="AUTOCOMMIT")
+        with administrator.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+            connection.execute(text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
+        administrator.dispose()
+        trial.report(0.5, 1)
+        raise AssertionError("the server is not there")
+
+    with pytest.raises(InvalidRun, match=r"the study can no longer be kept .*not currently accepting connections"):
+        explore(Plan("lenet5", "digits", pz.Budget(macs="1M"), trials=1), study, cast(Objective, objective))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_password_is_neither_kept_nor_printed(folder: Path, storage: str) -> None:

@@ -75,6 +75,24 @@ class Method(Protocol):
 
 METHODS = {  # name -> module and class; the class's first line says what it does
     "l1": ("l1", "L1Norm"),
+    "morphnet": ("morphnet", "MorphNet"),
+    "slimming": ("slimming", "Slimming"),
+    "sss": ("sss", "SparseStructureSelection"),
+    "random": ("criteria", "Random"),
+    "mean_activation": ("criteria", "MeanActivation"),
+    "apoz": ("criteria", "APoZ"),
+    "entropy": ("criteria", "Entropy"),
+    "scaled_entropy": ("criteria", "ScaledEntropy"),
+    "taylor": ("criteria", "Taylor"),
+    "thinet": ("thinet", "ThiNet"),
+    "reconstruction": ("reconstruction", "Reconstruction"),
+    "amc": ("amc", "AMC"),
+    "magnitude": ("magnitude", "Magnitude"),
+    "snip": ("snip", "Snip"),
+    "sparse_momentum": ("sparse_momentum", "SparseMomentum"),
+    "dsd": ("dsd", "DenseSparseDense"),
+    "ssl": ("ssl", "StructuredSparsity"),
+    "guided": ("guided", "Guided"),
 }
 
 
