@@ -33,6 +33,7 @@ from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, 
     help="train, inherit, or one of them after a screen: inherit,train or proxy:synflow,train.",
 )
 @click.option("--screen", type=COUNT, default=10, show_default=True, help="Candidates screened for each trial.")
+@click.option("--finalists", type=COUNT, default=1, show_default=True, help="Best trials trained to the end.")
 @click.option("--storage", metavar="URL", help="Any Optuna storage; SQLite in the folder by default.")
 @click.option("--resolutions", help="Image sides to search over, such as 24,32.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="No trial begins after that.")
@@ -41,8 +42,8 @@ from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, 
 @AS_JSON
 def search_command(
     model: str, data: str, trials: int, out: Path, budgets: str | None, weights: str | None, supernet: bool,
-    evaluate: str, screen: int, storage: str | None, resolutions: str | None, timeout: float | None, epochs: int | None,
-    seed: int, as_json: bool, **limits: str | None,
+    evaluate: str, screen: int, finalists: int, storage: str | None, resolutions: str | None, timeout: float | None,
+    epochs: int | None, seed: int, as_json: bool, **limits: str | None,
 ) -> None:  # fmt: skip
     """Search the best network of a family under a budget; MODEL is a zoo name or your own module:factory.
 
@@ -60,8 +61,8 @@ def search_command(
     recipe = None if epochs is None else recipe_for(len(load_data(data).train), epochs=epochs)
     study = run_search(
         model, data, Budget(**chosen) if chosen else None, trials, out, weights=weights, supernet=supernet,
-        evaluate=evaluate, screen=screen, storage=storage, seed=seed, recipe=recipe, timeout=timeout,
-        budgets=budgets.split(",") if budgets else None,
+        evaluate=evaluate, screen=screen, finalists=finalists, storage=storage, seed=seed, recipe=recipe,
+        timeout=timeout, budgets=budgets.split(",") if budgets else None,
         resolutions=_sides(resolutions), progress=shows_progress(),
     )  # fmt: skip
     if as_json:

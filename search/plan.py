@@ -40,6 +40,7 @@ class Plan:
     supernet: bool = False  # the search trains a parent to be cut
     evaluate: str = TRAIN
     screen: int = SCREEN  # candidates of a trial, where something screens them
+    finalists: int = 1  # networks of the best trials that are trained to the end
     storage: str | BaseStorage | None = None
     seed: int = 0
     recipe: Recipe | None = None  # of the final trainings
@@ -54,6 +55,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise InvalidSetting(f"trials is {self.trials}; expected at least 1")
+        if self.finalists < 1:
+            raise InvalidSetting(f"finalists is {self.finalists}; expected at least 1")
         if self.screen < 2:
             raise InvalidSetting(f"screen is {self.screen}; expected at least 2 candidates to choose from")
         if self.supernet and self.weights is not None:

@@ -34,6 +34,7 @@ def run_search(
     supernet: bool = False,
     evaluate: str = TRAIN,
     screen: int = SCREEN,
+    finalists: int = 1,
     storage: str | BaseStorage | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -54,7 +55,8 @@ def run_search(
     `hf_hub:org/repo`) lets candidates begin from a trained parent's channels; `supernet` trains such a parent first,
     made to be cut, in `out/supernet`. `evaluate` says how trials are judged: `"train"`, `"inherit"` (the parent, cut,
     untrained), or one of these after a cheaper screen, `"inherit,train"`, `"proxy:synflow,train"`: of `screen`
-    candidates that the sampler proposes for a trial the best by that screen is taken. `storage` is any Optuna URL or
+    candidates that the sampler proposes for a trial the best by that screen is taken. Of several `finalists`, the best
+    trials, all trained to the end, the best on the validation images wins. `storage` is any Optuna URL or
     storage; several processes that give the same one, or the same `out`, share one study. `budgets` sweeps MAC limits
     (`"2M"`) or whole Budgets, each on top of `budget`. `timeout` in seconds ends the trials. `resume=False` refuses a
     folder with a search in it. Raises what its parts do, all of them PocketzooError.
@@ -75,6 +77,7 @@ def run_search(
         supernet=supernet,
         evaluate=evaluate,
         screen=screen,
+        finalists=finalists,
         storage=storage,
         seed=seed,
         recipe=recipe,

@@ -154,6 +154,16 @@ def test_more_trials_go_on_where_it_was(finished: Study, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(more[columns][:TRIALS], finished.trials[columns])
 
 
+def test_of_several_finalists_the_best_on_the_validation_images_wins(tmp_path: Path) -> None:
+    study = search(tmp_path, finalists=3)
+    judged = study.best.provenance["search"]["finalists"]
+    complete = study.trials[study.trials["state"] == "complete"].sort_values("value", ascending=False, kind="stable")
+    assert set(judged) == set(complete["key"].drop_duplicates()[:3])
+    assert study.best.accuracy["validation"] == max(judged.values()) == judged[study.best.architecture.key]  # type: ignore[union-attr]
+    again = search(tmp_path, finalists=3)
+    assert again.best == study.best
+
+
 def test_two_halves_are_the_whole(tmp_path: Path) -> None:
     """A search stopped after two trials proposes what an unbroken one does."""
     (tmp_path / "halves").mkdir()

@@ -255,4 +255,3 @@ def _blocks(graph: ChannelGraph) -> tuple[Ints, list[str]]:
             for layer in graph.members[name]:
                 of_channel[graph.channels_of(layer)] = number
     return of_channel, graph.branch_ends
-
