@@ -29,6 +29,7 @@ _PUBLIC = {
     "search.run": ["run_search"],
     "search.outcome": ["Study"],
     "search.shrink": ["Shrunk", "shrink"],
+    "search.verdict": ["Verdict", "verdict"],
     "training.data": ["load_data"],
     "training.packed_file": ["load_packed"],
     "training.recipe": ["Recipe"],

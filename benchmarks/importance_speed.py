@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from pocketzoo import Architecture, trace
-from pocketzoo.search.activations import batches, reading_layers
+from pocketzoo.search.methods.activations import batches, reading_layers
 from pocketzoo.search.methods.method import Task, method_named
 from pocketzoo.search.shrink import absolute, cut
 from pocketzoo.training.data import DataInfo, DataSet, Split

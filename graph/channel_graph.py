@@ -47,13 +47,13 @@ class ChannelGraph:
     """Groups of tied channels, what constrains them, and what every operator costs as a function of their widths."""
 
     def __init__(self, model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> None:
-        self._model, self.inputs, self._first = model, list(inputs), first
+        self.model, self.inputs, self._first = model, list(inputs), first
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
     @cached_property
     def _tracer(self) -> Tracer:
-        return confirmed(self._model, self.inputs, self._first)
+        return confirmed(self.model, self.inputs, self._first)
 
     @cached_property
     def _symbols(self) -> list[int]:
@@ -164,7 +164,7 @@ class ChannelGraph:
     def _prices(self) -> pricing.Prices:
         branch_of_op: dict[int, set[int]] = {}
         branch_of_parameter: dict[str, set[int]] = {}
-        parameters = [name for name, _ in self._model.named_parameters()]
+        parameters = [name for name, _ in self.model.named_parameters()]
         for i, branch in enumerate(self._branches):
             for number in branch.operators:
                 branch_of_op.setdefault(number, set()).add(i)
@@ -269,14 +269,14 @@ class ChannelGraph:
             full = self.check(widths)
             tracer = self._tracer
             values = values_at(tracer, {s: full[self._names[s]] for s in self._symbols})
-        return operator_table(tracer, values, {name for name, _ in self._model.named_parameters()})
+        return operator_table(tracer, values, {name for name, _ in self.model.named_parameters()})
 
     def operators(self, widths: npt.ArrayLike | None = None) -> list[SizedOperator]:
         """The operators of the evaluation pass with their sizes: as they are, or at [N, G] width vectors at once.
 
         Widths are not checked (see `valid`). An operator of a branch that a width of 0 removes is not `present` there.
         """
-        parameters = {name for name, _ in self._model.named_parameters()}
+        parameters = {name for name, _ in self.model.named_parameters()}
         if widths is None:
             values = [s.value for s in self._first.sizes.symbols]
             return sized_operators(self._first, Evaluator(lambda form: int(form.at(values))), {}, parameters)
@@ -305,11 +305,11 @@ class ChannelGraph:
     @cached_property
     def _channels(self) -> Channels:
         present = {s: self._tracer.sizes.symbols[s].value for s in self._symbols}
-        return label(self._model, self.inputs, self._tracer, values_at(self._tracer, present))
+        return label(self.model, self.inputs, self._tracer, values_at(self._tracer, present))
 
     def _channels_at(self, full: Widths) -> Channels:
         chosen = {s: full[self._names[s]] for s in self._symbols}
-        return label(self._model, self.inputs, self._tracer, values_at(self._tracer, chosen))
+        return label(self.model, self.inputs, self._tracer, values_at(self._tracer, chosen))
 
     @cached_property
     def _makers(self) -> dict[str, tuple[str, int, list[str]]]:
@@ -488,7 +488,7 @@ class ChannelGraph:
         return trace(emptied, self.inputs), emptied
 
     def _select_without(self, gone: Sequence[Branch], scores: Mapping[str, Any], full: Widths, strict: bool) -> Keep:
-        rest, _ = self._rest(gone, self._model)
+        rest, _ = self._rest(gone, self.model)
         keep = rest.select({name: s for name, s in scores.items() if name in rest.groups},
                            {name: w for name, w in full.items() if name in rest.groups}, strict=strict)  # fmt: skip
         return {name: keep[name] if name in keep else list(range(full[name])) for name in self.groups}

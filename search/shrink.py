@@ -29,8 +29,10 @@ from ..zoo.architecture import Architecture
 from .arms import Training
 from .budget import Budget
 from .latency import COLUMN, model_of, priced
-from .methods.method import Method, Proposal, Task, method_named
+from .methods.method import Choosy, Method, Proposal, Task, method_named
 from .origin import Origin, graph_before, recipe_of, resolution_of
+from .patterns import FILE as PATTERN
+from .patterns import pattern_of
 from .projection import Limits
 from .shrink_page import write_shrink_page
 
@@ -120,7 +122,10 @@ def shrink(
     recipe = recipe or recipe_of(model, dataset)
     finetune = finetune or finetune_recipe(recipe)
     chosen = chosen_method(method, settings)
-    absolute(budget, graph_before(model, dataset, trust))  # before a folder is begun and hours are spent
+    graph = graph_before(model, dataset, trust)  # before a folder is begun and hours are spent
+    absolute(budget, graph)
+    if isinstance(chosen, Choosy):
+        chosen.check(graph)
     folder = None if out is None else _opened(out, model, dataset, budget, chosen, recipe, finetune)
     origin = Origin.of(model, dataset, recipe, folder and folder / PARENT, trust=trust, progress=progress)
     limit = absolute(budget, origin.graph)
@@ -216,6 +221,7 @@ def _found(method: Method, task: MeteredTask, folder: Path | None) -> Found:
         write_with(folder / WEIGHTS, lambda path: save_file(state_of(made.model), path))
         tables = {"history": made.history.to_dict("list"), "layers": made.layers.to_dict("list")}
         record = {"widths": made.widths, "scores": made.scores, "macs": sum(task.spent), **tables}
+        write_text(folder / PATTERN, pattern_of(task.graph, made.widths).to_json())
         write_text(folder / PROPOSAL, json.dumps(record, default=lambda numbers: np.asarray(numbers).tolist()))
         if (folder / METHOD).exists():
             shutil.rmtree(folder / METHOD)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pocketzoo import Architecture, InvalidSetting, UntraceableModel, trace
-from pocketzoo.search.activations import image_means, loss_changes, reading_layers
+from pocketzoo.search.methods.activations import image_means, loss_changes, reading_layers
 from pocketzoo.search.methods.criteria import APoZ, Entropy, MeanActivation, Random, ScaledEntropy, Taylor, entropies
 from pocketzoo.search.methods.method import Task, method_named
 from pocketzoo.search.shrink import absolute, cut

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from digit_tasks import check_proposal, task_of
 from torch import nn
 
+from digit_tasks import check_proposal, task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.graph.sparsity import prunable
 from pocketzoo.search.methods.dsd import DenseSparseDense

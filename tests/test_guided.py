@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from digit_tasks import check_proposal, task_of
 
 import pocketzoo as pz
+from digit_tasks import check_proposal, task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.search.methods.guided import Guided
 from pocketzoo.search.methods.magnitude import Magnitude

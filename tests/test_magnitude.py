@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from digit_tasks import check_proposal, task_of
 
+from digit_tasks import check_proposal, task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.graph.sparsity import prunable
 from pocketzoo.search.methods.magnitude import Magnitude

@@ -10,8 +10,8 @@ from torch import nn
 
 import pocketzoo as pz
 from pocketzoo import InvalidSetting
+from pocketzoo.search.methods.scales import scales_of
 from pocketzoo.search.methods.slimming import Slimming
-from pocketzoo.search.scales import scales_of
 from pocketzoo.search.shrink import cut
 from pocketzoo.training.data import load_data
 from pocketzoo.training.evaluate import reestimate_batchnorm

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from digit_tasks import check_proposal, task_of
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from digit_tasks import check_proposal, task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.search.methods.snip import Snip, sensitivity
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from digit_tasks import check_proposal, task_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from digit_tasks import check_proposal, task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.graph.sparsity import prunable
 from pocketzoo.search.methods import sparse_momentum

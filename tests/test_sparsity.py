@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from digit_tasks import task_of
 from torch import Tensor, nn
 
 import pocketzoo as pz
+from digit_tasks import task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.graph.sparsity import (
     apply_masks,
@@ -19,7 +19,7 @@ from pocketzoo.graph.sparsity import (
     top,
 )
 from pocketzoo.search.methods.magnitude import Magnitude
-from pocketzoo.search.surviving import fresh, nearest_widths, sparsity_of
+from pocketzoo.search.methods.surviving import fresh, nearest_widths, sparsity_of
 
 
 class Residual(nn.Module):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from digit_tasks import check_proposal, task_of
 from torch import Tensor, nn
 
 import pocketzoo as pz
+from digit_tasks import check_proposal, task_of
 from pocketzoo.errors import InvalidSetting
 from pocketzoo.graph.sparsity import prunable
 from pocketzoo.search.methods.ssl import KINDS, Groups, StructuredSparsity, channel_scores

@@ -59,10 +59,10 @@ exec(open("work.py").read())
 PROXY = (
     IMPATIENT
     + """
-from pocketzoo.search import proxy
+from pocketzoo.search import relay
 
-proxy.HEARTBEAT_SECONDS = 1
-proxy.serve(sys.argv[1], "localhost", int(sys.argv[2]))
+relay.HEARTBEAT_SECONDS = 1
+relay.serve(sys.argv[1], "localhost", int(sys.argv[2]))
 """
 )
 WORK = """

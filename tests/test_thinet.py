@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pocketzoo import Architecture, InvalidSetting, UntraceableModel, trace
-from pocketzoo.search.activations import Sampler, contributions, outputs_of, reading_layers, weight_of
+from pocketzoo.search.methods.activations import Sampler, contributions, outputs_of, reading_layers, weight_of
 from pocketzoo.search.methods.method import Task, method_named
 from pocketzoo.search.methods.thinet import ThiNet, kept_channels, removal_order
 from pocketzoo.search.shrink import absolute, cut

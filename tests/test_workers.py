@@ -24,7 +24,7 @@ from pocketzoo.search import storage, studies
 from pocketzoo.search.explore import explore
 from pocketzoo.search.objective import Objective
 from pocketzoo.search.plan import Plan
-from pocketzoo.search.proxy import look_after, main
+from pocketzoo.search.relay import look_after, main
 from pocketzoo.search.run import run_search
 from pocketzoo.search.studies import (
     DUPLICATE_OF,
@@ -193,7 +193,7 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     with socket.create_server(("localhost", 0)) as probe:
         port = str(probe.getsockname()[1])
     database = tmp_path / "proxied.db"
-    command = [sys.executable, "-m", "pocketzoo.search.proxy", "--storage", f"sqlite:///{database}", "--port", port]
+    command = [sys.executable, "-m", "pocketzoo.search.relay", "--storage", f"sqlite:///{database}", "--port", port]
     with subprocess.Popen(command) as process:
         try:
             yield Proxy(f"grpc://localhost:{port}", database, process)

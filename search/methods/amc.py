@@ -13,10 +13,10 @@ from ...graph.channel_graph import Scores, Widths
 from ...graph.importance import l1_importance
 from ...training.evaluate import evaluate, reestimate_batchnorm
 from ...training.progress import Bar
-from ..activations import drawn
 from ..latency import model_of, priced
 from ..projection import project
 from ..studies import quiet
+from .activations import drawn
 from .method import Proposal, Task
 
 

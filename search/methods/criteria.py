@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ...errors import InvalidSetting
 from ...graph.channel_graph import Scores
-from ..activations import drawn, image_means, loss_changes
 from ..threshold import widths_by_score
+from .activations import drawn, image_means, loss_changes
 from .method import Proposal, Task
 
 Floats = npt.NDArray[np.float64]

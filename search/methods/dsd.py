@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...errors import InvalidSetting
 from ...graph.sparsity import Masks, apply_masks, counts, hold, largest_per_layer, magnitudes
-from ..surviving import DERIVED, check_sparsity, epochs_of, sparsity_of, surviving
 from .method import Proposal, Task
+from .surviving import DERIVED, check_sparsity, epochs_of, sparsity_of, surviving
 
 LEAST, MOST = 0.25, 0.5  # of the paper's sparsities
 RATE = 0.1  # of the learning rate, in the final dense phase (section 2)

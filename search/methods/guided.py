@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ...errors import InvalidSetting
 from ...graph.importance import l1_importance
 from ..patterns import Pattern
-from ..surviving import nearest_widths
 from .method import Proposal, Task
+from .surviving import nearest_widths
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from ...errors import InvalidSetting
 from ...graph.channel_graph import Keep, Scores
 from ...graph.importance import l1_importance
 from ...training.evaluate import evaluate, reestimate_batchnorm
-from ..activations import drawn
 from ..latency import model_of, priced
 from ..projection import Limits
 from ..threshold import widths_by_score
+from .activations import drawn
 from .method import Proposal, Task
 
 RATIOS = (0.25, 0.5, 0.75)  # of a group's channels that the scan takes out

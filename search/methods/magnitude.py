@@ -10,8 +10,8 @@ import pandas as pd
 from ...errors import InvalidSetting
 from ...graph.sparsity import apply_masks, hold, largest, magnitudes
 from ...training.recipe import Recipe
-from ..surviving import DERIVED, check_sparsity, epochs_of, sparsity_of, surviving
 from .method import Proposal, Task
+from .surviving import DERIVED, check_sparsity, epochs_of, sparsity_of, surviving
 
 RATE = 0.1  # of the learning rate that the network was trained with (Han et al. 2015, section 4.1)
 

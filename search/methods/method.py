@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 from torch import nn
@@ -70,6 +70,15 @@ class Method(Protocol):
 
     def propose(self, task: Task) -> Proposal:
         """Find widths within the task's budget."""
+        ...
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """A method that not every network suits."""
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Raise InvalidSetting for a network that does not, before anything is trained."""
         ...
 
 

@@ -17,13 +17,13 @@ from ...graph.channel_graph import ChannelGraph, trace
 from ...training.recipe import Recipe
 from ..budget import Budget
 from ..latency import model_of, priced
-from ..living import Membership, projected, share_of
 from ..projection import CAP, Limits
-from ..scales import scales_of
 from ..shrink import cut
-from ..steering import Steering
 from ..threshold import widths_by_score
+from .living import Membership, projected, share_of
 from .method import Proposal, Task
+from .scales import scaled_channels, scales_of
+from .steering import Steering
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -49,6 +49,10 @@ class MorphNet:
             raise InvalidSetting(f"morphnet: below is {self.below!r}; expected a share above 0 and at most 1")
         if self.rounds < 1:
             raise InvalidSetting(f"morphnet: rounds is {self.rounds!r}; expected 1 or more")
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises InvalidSetting for a network without batch norm."""
+        scaled_channels(graph, "morphnet")
 
     def propose(self, task: Task) -> Proposal:
         """Shrink and expand.

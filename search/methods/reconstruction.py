@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...errors import InvalidSetting
 from ...training.evaluate import device_of
-from ..activations import (
+from .activations import (
     Sampler,
     batches,
     contributions,

@@ -15,11 +15,11 @@ from ...errors import InvalidSetting
 from ...graph.channel_graph import ChannelGraph, Keep
 from ..budget import UNITS, Budget
 from ..latency import model_of, priced
-from ..living import share_of
 from ..projection import Limits
-from ..scales import Scales, scales_of
 from ..threshold import widths_by_score
+from .living import share_of
 from .method import Proposal, Task
+from .scales import Scales, scaled_channels, scales_of
 
 Bools = npt.NDArray[np.bool_]
 
@@ -44,6 +44,10 @@ class Slimming:
             raise InvalidSetting(f"slimming: sparsity is {self.sparsity!r}; expected 0 or more")
         if self.passes < 1:
             raise InvalidSetting(f"slimming: passes is {self.passes!r}; expected 1 or more")
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises InvalidSetting for a network without batch norm."""
+        scaled_channels(graph, "slimming")
 
     def propose(self, task: Task) -> Proposal:
         """Train sparsely and cut, as often as there are passes.

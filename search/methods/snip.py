@@ -13,8 +13,8 @@ from ...errors import InvalidSetting
 from ...graph.importance import l1_importance
 from ...graph.sparsity import counts, largest, prunable, surviving_proportions
 from ...training.loop import AUXILIARY_WEIGHT
-from ..surviving import DERIVED, check_sparsity, fresh, nearest_widths, sparsity_of
 from .method import Proposal, Task
+from .surviving import DERIVED, check_sparsity, fresh, nearest_widths, sparsity_of
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...errors import InvalidSetting
 from ...graph.sparsity import Masks, apply_masks, largest_per_layer, prunable, top
-from ..surviving import DERIVED, check_sparsity, epochs_of, fresh, sparsity_of, surviving
 from .method import Proposal, Task
+from .surviving import DERIVED, check_sparsity, epochs_of, fresh, sparsity_of, surviving
 
 SUFFIX = "_mask"  # of the buffer that holds a weight's mask, so that a training's checkpoint has it
 NEARLY_DENSE = 0.2  # sparsity below which a layer that grows gives up no more than it lacks

@@ -19,9 +19,9 @@ from ...graph.sparsity import counts, filter_side, prunable
 from ...training.evaluate import device_of
 from ...training.loop import AfterStep
 from ...training.recipe import Recipe
-from ..surviving import epochs_of
 from ..threshold import widths_by_score
 from .method import Proposal, Task
+from .surviving import epochs_of
 
 Weights = Mapping[str, Tensor]
 LEAST = torch.finfo(torch.float32).tiny

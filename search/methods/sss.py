@@ -19,10 +19,10 @@ from ...errors import InvalidSetting
 from ...graph.channel_graph import ChannelGraph
 from ...graph.masks import Reader
 from ..latency import model_of, priced
-from ..living import Membership, projected, share_of
 from ..projection import Limits
-from ..steering import Steering
+from .living import Membership, projected, share_of
 from .method import Proposal, Task
+from .steering import Steering
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

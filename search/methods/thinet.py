@@ -16,7 +16,10 @@ from ...errors import InvalidSetting
 from ...graph.channel_graph import ChannelGraph, Keep, Widths
 from ...graph.masks import Reader
 from ...training.evaluate import device_of
-from ..activations import (
+from ..budget import Budget
+from ..latency import model_of, priced
+from ..projection import project
+from .activations import (
     Sampler,
     batches,
     contributions,
@@ -27,9 +30,6 @@ from ..activations import (
     some_outputs,
     weight_of,
 )  # fmt: skip
-from ..budget import Budget
-from ..latency import model_of, priced
-from ..projection import project
 from .method import Proposal, Task
 
 Floats = npt.NDArray[np.float64]

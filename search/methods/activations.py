@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from ..errors import UntraceableModel
-from ..graph.channel_graph import ChannelGraph
-from ..graph.masks import Reader
-from ..training.data import DataInfo, Split
-from ..training.evaluate import device_of, evaluating
+from ...errors import UntraceableModel
+from ...graph.channel_graph import ChannelGraph
+from ...graph.masks import Reader
+from ...training.data import DataInfo, Split
+from ...training.evaluate import device_of, evaluating
 
 Look = Callable[[Tensor], Tensor | None]  # sees a layer's input; what it returns is read in its place
 

@@ -9,15 +9,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..errors import InvalidSetting
-from ..graph.channel_graph import ChannelGraph, Widths
-from ..graph.sparsity import Masks, counts, surviving_mass, surviving_proportions
-from ..training.evaluate import device_of
-from ..training.loop import History
-from .budget import Budget
-from .latency import model_of, priced
-from .methods.method import Proposal, Task
-from .projection import project
+from ...errors import InvalidSetting
+from ...graph.channel_graph import ChannelGraph, Widths
+from ...graph.sparsity import Masks, counts, surviving_mass, surviving_proportions
+from ...training.evaluate import device_of
+from ...training.loop import History
+from ..budget import Budget
+from ..latency import model_of, priced
+from ..projection import project
+from .method import Proposal, Task
 
 DERIVED = 0.0  # a setting's sparsity that stands for the budget's own
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import InvalidSetting
-from ..graph.channel_graph import ChannelGraph
-from ..graph.importance import l1_importance
+from ...errors import InvalidSetting
+from ...graph.channel_graph import ChannelGraph
+from ...graph.importance import l1_importance
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -63,8 +63,15 @@ class Scales:
 
 def scales_of(graph: ChannelGraph, model: nn.Module, method: str) -> Scales:
     """The scales of a model of the graph's structure; InvalidSetting names the first layer of one that has none."""
+    found = scaled_channels(graph, method)
+    channel = np.concatenate(list(found.values()))
+    return Scales(tuple(found), tuple(len(own) for own in found.values()), channel, _places(graph, model, channel))
+
+
+def scaled_channels(graph: ChannelGraph, method: str) -> dict[str, Ints]:
+    """Every batch-norm scale of the graph's network -> the channels that it scales; raises InvalidSetting as above."""
     found = {}
-    for path, module in model.named_modules():
+    for path, module in graph.model.named_modules():
         if isinstance(module, _BatchNorm) and module.affine:
             channels = graph.channels(f"{path}.weight", 0)
             if channels is not None:
@@ -74,8 +81,7 @@ def scales_of(graph: ChannelGraph, model: nn.Module, method: str) -> Scales:
             f"{method} learns batch-norm scales, and {next(iter(graph.groups))} has none, nor has any other layer;"
             " take method=sss or l1"
         )
-    channel = np.concatenate(list(found.values()))
-    return Scales(tuple(found), tuple(len(own) for own in found.values()), channel, _places(graph, model, channel))
+    return found
 
 
 def _places(graph: ChannelGraph, model: nn.Module, scaled: Ints) -> Floats:

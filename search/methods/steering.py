@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..training.loop import Epoch
-from ..training.recipe import Recipe
+from ...training.loop import Epoch
+from ...training.recipe import Recipe
 
 STRENGTH, ROWS = "penalty_strength", "penalty_rows"  # buffers of the model
 KEPT = 200  # rows of the record at most, whatever the number of steps

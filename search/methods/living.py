@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from ..graph.channel_graph import ChannelGraph, Widths, trace
-from .budget import Budget
-from .latency import model_of, priced
-from .projection import Limits, project
+from ...graph.channel_graph import ChannelGraph, Widths, trace
+from ..budget import Budget
+from ..latency import model_of, priced
+from ..projection import Limits, project
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
