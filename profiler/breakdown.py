@@ -141,7 +141,7 @@ def _eager(module: nn.Module, graph: ChannelGraph, device: str, protocol: Protoc
         raise DeviceFailed("cuda: PyTorch finds no CUDA device here; run this on the machine that has it")
     with torch_threads(protocol.threads), pinned(protocol.threads):
         timeline = eager_timeline(
-            module.to(device), graph, lambda: None, protocol.threads, protocol.rounds, wait
+            module.to(device), graph, lambda: 0.0, protocol.threads, protocol.rounds, wait
         )  # no reference: shares of one pass need none
     return [(_traced(op), float(ms)) for op, ms in zip(timeline.operators, timeline.operator_ms, strict=True)], (
         timeline.total_ms
