@@ -241,7 +241,8 @@ def tables(cases: tuple[Case, ...], lines: list[dict[str, Any]], command: str) -
         f"{last['date']}; {last['versions']}; {last['machine']}; `{command}`\n",
         "Test accuracy in percent on 10,000 images, read once for each network: means over the seeds ± one standard"
         " deviation. Parents, and every arm but Scratch-E and fine-tuning, took the same training compute; differences"
-        " are in points with their 95 % interval, Student's t over the seeds' paired differences."
+        " are in points with their 95 % interval, Student's t over the seeds' paired differences; * where it leaves out"
+        " 0."
         " [docs/shrinking.md](../docs/shrinking.md) describes the arms.",
     ]
     for case in cases:
