@@ -38,7 +38,7 @@ def test_a_short_training_has_a_heavier_penalty_and_a_long_one_the_papers() -> N
     short = Slimming().weight(given, 1.0)
     flat = replace(given.recipe, warmup=0.0, schedule="one-cycle")
     rates = sum(flat.lr * (1 - step / 10) for step in range(10))  # 160 images in batches of 16
-    assert Slimming().weight(replace(given, recipe=flat), 1.0) == pytest.approx(2 * 0.1 / rates)
+    assert Slimming().weight(replace(given, recipe=flat), 1.0) == pytest.approx(0.5 * 0.1 / rates)
     assert short > 1e-4
     assert Slimming().weight(replace(given, recipe=replace(flat, epochs=100_000)), 1.0) == 1e-4
     assert Slimming(sparsity=0.0).weight(given, 1.0) == 0.0
@@ -78,15 +78,16 @@ def test_sparse_training_leaves_many_scales_near_zero_and_cutting_them_costs_les
     fit(model, data, recipe)
     given = replace(task(model, budget="macs=50%", data=data), recipe=recipe)
     near_zero, lost = {}, {}
-    for sparsity in (1e-4, 0.0):
+    enough = 4 * Slimming().weight(given, 1.0)  # as much as brings a scale of 1 to zero twice over: this net bears it
+    for sparsity in (enough, 0.0):
         found = Slimming(sparsity).propose(given)
         magnitudes = scales_of(given.graph, found.model, "slimming").magnitudes(found.model)
         near_zero[sparsity] = float((magnitudes < 0.1 * magnitudes.max()).float().mean())
         network, _ = cut(given.graph, found)
         reestimate_batchnorm(network, data.info.normalise(data.train.images))
         lost[sparsity] = given.accuracy(found.model) - given.accuracy(network)
-    assert near_zero[1e-4] > 0.3 > near_zero[0.0]
-    assert lost[1e-4] < lost[0.0]
+    assert near_zero[enough] > 0.3 > near_zero[0.0]
+    assert lost[enough] < lost[0.0]
 
 
 def test_passes_cut_by_the_same_factor_and_what_is_cut_stays_so() -> None:
