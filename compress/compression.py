@@ -7,39 +7,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from ..errors import InvalidSetting
 from ..graph.sparsity import Masks, hold
 from ..packing.edits import Edit, put, replaced
-from ..packing.forms import Hint
+from ..packing.forms import Books, Hint
 from ..training.data import DataSet
 from ..training.evaluate import evaluate
 from ..training.loop import History, fit
 from ..training.recipe import Recipe
 from ..zoo.architecture import Architecture
-
-
-@dataclass(frozen=True)
-class Codebook:
-    """A weight whose entries are tied: entry i is `levels[assigned[i]]`; -1 stands for a pruned one, which is zero."""
-
-    levels: Tensor  # [K] float32
-    assigned: Tensor  # int64, of the weight's shape
-
-    def weight(self) -> Tensor:
-        """The weight itself."""
-        return torch.cat([self.levels, self.levels.new_zeros(1)])[self.assigned]  # -1 is the last
+from .tied import Codebook, Shared, Ties
 
 
 @dataclass(frozen=True)
 class Compression:
     """The state between two passes. Passes give a new one and leave the one that they took as it is.
 
-    `masks` and `codebooks` are promises that later trainings keep: a pruned weight stays zero, tied ones stay tied.
-    `hints` tells the packer what numbers do not show, `edits` what was done to the structure.
+    `masks`, `codebooks` and the `Books` among the hints are promises that later trainings keep: a pruned weight stays
+    zero, tied ones stay tied. `hints` tells the packer what numbers do not show, `edits` what was done to the
+    structure.
     """
 
     model: nn.Module
@@ -92,22 +80,24 @@ class Compression:
             return self
         model = self.copied()
         recipe = self.recipe.with_settings(epochs=epochs, **({} if lr is None else {"lr": lr}))
-        self.train(model, recipe, **hooks)
-        codebooks = {name: Codebook(model_levels(model, name), book.assigned) for name, book in self.codebooks.items()}
-        for name in codebooks:
-            _untie(model, name)
-        return self.changed(model=model, codebooks=codebooks)
+        _, shared = self.train(model, recipe, **hooks)
+        codebooks = {name: known for name, known in shared.items() if isinstance(known, Codebook)}
+        books = {name: known for name, known in shared.items() if isinstance(known, Books)}
+        return self.changed(model=model, codebooks=codebooks, hints={**self.hints, **books})
 
-    def train(self, model: nn.Module, recipe: Recipe, **hooks: Any) -> History:
-        """Train a pass's own copy in place; tied weights move with the sum of their gradients."""
-        for name, book in self.codebooks.items():
-            _tie(model, name, book)
+    def train(self, model: nn.Module, recipe: Recipe, **hooks: Any) -> tuple[History, Shared]:
+        """Train a pass's own copy in place; tied weights move together, and come back as they are shared then."""
         free = {name: mask for name, mask in self.masks.items() if name not in self.codebooks}
         if free and "after_step" not in hooks:
             hooks["after_step"] = hold(free)
+        ties = Ties(model, self.shared())
         history = fit(model, self.the_data("training"), recipe, teacher=self.teacher, progress=self.progress, **hooks)
         model.cpu()
-        return history
+        return history, ties.undo()
+
+    def shared(self) -> Shared:
+        """The weights that are put together from codebooks."""
+        return {**self.codebooks, **{name: hint for name, hint in self.hints.items() if isinstance(hint, Books)}}
 
 
 class Pass(Protocol):
@@ -116,41 +106,3 @@ class Pass(Protocol):
     def apply(self, compression: Compression) -> Compression:
         """The compression after this pass."""
         ...
-
-
-class _Tied(nn.Module):
-    """A parametrisation: the weight is looked up among the levels, which are what is trained."""
-
-    def __init__(self, assigned: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("assigned", assigned)
-
-    def forward(self, levels: Tensor) -> Tensor:
-        """[K] -> the weight."""
-        assigned: Any = self.assigned
-        return torch.cat([levels, levels.new_zeros(1)])[assigned]
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """The levels of a weight that is tied already."""
-        assigned: Any = self.assigned
-        return weight.new_zeros(int(assigned.max()) + 1).scatter_(0, assigned.clamp(min=0).flatten(), weight.flatten())
-
-
-def _tie(model: nn.Module, name: str, book: Codebook) -> None:
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    parametrize.register_parametrization(module, attribute, _Tied(book.assigned), unsafe=True)
-    with torch.no_grad():
-        module.parametrizations[attribute].original.copy_(book.levels)  # type: ignore[index,union-attr]
-
-
-def _untie(model: nn.Module, name: str) -> None:
-    path, _, attribute = name.rpartition(".")
-    parametrize.remove_parametrizations(model.get_submodule(path), attribute)
-
-
-def model_levels(model: nn.Module, name: str) -> Tensor:
-    """The levels of a tied weight, as they were trained."""
-    path, _, attribute = name.rpartition(".")
-    original: Tensor = model.get_submodule(path).parametrizations[attribute].original  # type: ignore[index,union-attr]
-    return original.detach().cpu().clone()

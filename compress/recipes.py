@@ -35,8 +35,24 @@ class Entry(NamedTuple):
 
 
 PASSES = {
+    "sensitivity": Entry("sensitivity", "Sensitivity", ANY),
     "prune": Entry("prune", "Prune", SPARSITY),
+    "nm": Entry("nm", "NM", SPARSITY),
+    "surgery": Entry("surgery", "Surgery", SPARSITY),
+    "obd": Entry("obd", "OptimalBrainDamage", SPARSITY),
+    "obs": Entry("obs", "OptimalBrainSurgeon", SPARSITY),
     "kmeans": Entry("kmeans", "KMeans", VALUES),
+    "product": Entry("product", "Product", VALUES),
+    "residual": Entry("residual", "Residual", VALUES),
+    "half": Entry("half", "Half", VALUES),
+    "svd": Entry("svd", "SVD", STRUCTURE),
+    "lowrank": Entry("lowrank", "LowRank", STRUCTURE),
+    "cp": Entry("cp", "CP", STRUCTURE),
+    "grebdec": Entry("grebdec", "GreBdec", STRUCTURE),
+    "fold": Entry("fold", "Fold", STRUCTURE),
+    "fixed": Entry("fixed", "Fixed", VALUES),
+    "qat": Entry("qat", "QAT", VALUES),
+    "distil": Entry("distil", "Distil", ANY),
     "huffman": Entry("coding", "Huffman", CODING),
 }
 
@@ -75,6 +91,15 @@ def make(name: str, settings: Mapping[str, Any], values: Sequence[Any] = ()) -> 
     except TypeError as error:
         raise InvalidSetting(f"{name}: {error}") from None
     return made
+
+
+def summaries() -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, what it does, its settings with their defaults) of every pass."""
+    found = []
+    for name in PASSES:
+        own = _class_of(name)
+        found.append((name, str(own.__doc__).partition("\n")[0], {f.name: f.default for f in fields(own)}))
+    return found
 
 
 def name_of(step: Pass) -> str:

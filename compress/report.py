@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -11,6 +12,11 @@ from ..graph.channel_graph import trace
 from ..packing.packed import PackedModel
 
 TOTAL = "all"
+PASS_COLUMNS = [
+    "pass", "params", "nonzeros", "bytes", "bits_per_param", "macs", "effective_macs", "before", "accuracy",
+    "latency_ms",
+]  # fmt: skip
+SHARES = ("density", "before", "accuracy", "validation", "parent_validation")  # columns that are printed in percent
 
 
 def layer_table(model: nn.Module, input_shape: Sequence[int], packed: PackedModel) -> pd.DataFrame:
@@ -41,3 +47,25 @@ def layer_table(model: nn.Module, input_shape: Sequence[int], packed: PackedMode
     table.insert(3, "density", table["nonzeros"] / table["params"].clip(lower=1))
     table.insert(5, "bits_per_param", 8 * table["bytes"] / table["params"].clip(lower=1))
     return table
+
+
+def printed(title: str, table: pd.DataFrame) -> Any:
+    """The table for a terminal: counts with separators, shares in percent, nothing where nothing is known."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    shown = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        is_number = pd.api.types.is_numeric_dtype(table[column]) and not pd.api.types.is_bool_dtype(table[column])
+        shown.add_column(str(column).replace("_", " "), justify="right" if is_number else "left", overflow="fold")
+    for row in table.to_dict("records"):
+        shown.add_row(*(_cell(str(column), value) for column, value in row.items()))
+    return shown
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, float):
+        return f"{value:.2%}" if column in SHARES else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

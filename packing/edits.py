@@ -8,8 +8,10 @@ added. A second kind of edit gives the whole model other widths.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CorruptFile, InvalidSetting
@@ -18,6 +20,8 @@ from ..graph.channel_graph import trace
 Edit = Mapping[str, Any]  # {"replace": path, "by": network} or {"widths": {...}, "input": [1, C, H, W]}
 MOST_LAYERS = 64  # of one network
 MOST_SIDE = 1 << 20
+MOST_DIMENSIONS, MOST_INPUT = 6, 1 << 26  # of an input, and its numbers
+PARAMETER_BYTES = 4
 
 
 class Sum(nn.Module):
@@ -40,16 +44,32 @@ def replaced(path: str, network: nn.Module) -> Edit:
     return {"replace": path, "by": described(network)}
 
 
-def apply(model: nn.Module, edits: Sequence[Edit]) -> nn.Module:
-    """The model with all edits done in their order; replaced parts hold fresh weights. Raises CorruptFile."""
+def apply(model: nn.Module, edits: Sequence[Edit], most_bytes: int) -> nn.Module:
+    """The model with all edits done in their order; replaced parts hold no numbers yet.
+
+    Raises CorruptFile for what is no edit or asks for more parameters than fit into so many bytes.
+    """
     for edit in edits:
         if set(edit) == {"replace", "by"}:
-            put(model, str(edit["replace"]), built(edit["by"]))
+            with torch.device("meta"):
+                put(model, str(edit["replace"]), built(edit["by"]))
         elif set(edit) == {"widths", "input"}:
-            model = trace(model, edit["input"]).resize(model, edit["widths"])
+            model = _resized(model, edit["widths"], edit["input"], most_bytes)
         else:
             raise CorruptFile(f"an edit of {sorted(edit)}")
     return model
+
+
+def _resized(model: nn.Module, widths: Any, inputs: Any, most_bytes: int) -> nn.Module:
+    is_shape = isinstance(inputs, list) and 2 <= len(inputs) <= MOST_DIMENSIONS
+    if not is_shape or not all(type(n) is int and n > 0 for n in inputs) or prod(inputs) > MOST_INPUT:
+        raise CorruptFile("an edit for inputs that are none")
+    if not isinstance(widths, dict) or not all(type(n) is int and 0 <= n <= MOST_SIDE for n in widths.values()):
+        raise CorruptFile("an edit with widths that are none")
+    graph = trace(model, tuple(inputs))
+    if graph.price(widths).params * PARAMETER_BYTES > most_bytes:
+        raise CorruptFile("an edit with widths of another, much larger network")
+    return graph.resize(model, widths)
 
 
 def put(model: nn.Module, path: str, network: nn.Module) -> None:
@@ -57,7 +77,7 @@ def put(model: nn.Module, path: str, network: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     try:
         holder = model.get_submodule(parent)
-        network.train(holder.get_submodule(name).training)
+        network.train(holder.get_submodule(name or "nothing").training)
     except AttributeError:
         raise CorruptFile(f"there is no module {path!r} to replace") from None
     setattr(holder, name, network)

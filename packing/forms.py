@@ -3,7 +3,7 @@
 | form | a tensor that | what is stored |
 |---|---|---|
 | fill | has one value everywhere | the value |
-| raw | has nothing to exploit | its numbers, halves where they are halves, deflated where that helps |
+| raw | has nothing to exploit | its numbers, halves where they are halves; deflated, or coded byte by byte |
 | levels | has few different numbers, zeros among them | where weights stand, the levels, a level for each weight |
 | integers | is whole numbers times a scale, one or one a row | the scales and the whole numbers |
 | product | is put together from a codebook's vectors, once or as a sum | the codebooks and which vector stands where |
@@ -34,7 +34,8 @@ Floats = npt.NDArray[np.float32]
 
 FILL, RAW, LEVELS, INTEGERS, PRODUCT = range(5)
 FULL, HALF = 0, 1  # 32-bit numbers, or 16-bit ones that are the same
-PLAIN, DEFLATED = 0, 1
+PLAIN, DEFLATED, PLANES = range(3)
+DEFLATED_SIZE = 1 << 20  # bytes up to which deflating is tried: it is slow, and only helps where numbers repeat
 MOST_LEVELS = 1 << 12
 SAMPLE = 1 << 15  # weights that are looked at before all of them are sorted
 MOST_INTEGER = 1 << 15
@@ -80,14 +81,14 @@ Hint = Scaled | Books | None
 
 def encode(tensor: Tensor, hint: Hint = None, coder: str | None = None) -> bytes:
     """The smallest form; a hint that does not give these very numbers is not used. `coder`: as `coders.encode`."""
-    array = tensor.detach().cpu().contiguous().numpy()
+    array = _array(tensor)
     if array.size and (array.view(_bits(array)) == array.reshape(-1)[:1].view(_bits(array))[0]).all():
-        return bytes([FILL]) + array.reshape(-1)[:1].tobytes()
-    found = []
+        return bytes([FILL]) + _little_endian(array.reshape(-1)[:1])
+    candidates = []
     if array.dtype == np.float32 and array.size:
-        candidates = _levels(array, coder), _integers(array, hint, coder), _product(array, hint, coder)
-        found = [form for form in candidates if form is not None]
-    if not found or min(map(len, found)) > array.nbytes // 3:  # deflating what is large and of no use is slow
+        candidates = [_levels(array, coder), _integers(array, hint, coder), _product(array, hint, coder)]
+    found = [form for form in candidates if form is not None]
+    if not found or min(map(len, found)) > array.nbytes // 3:  # otherwise it wins, and raw takes time
         found.append(_raw(array))
     return min(found, key=len)
 
@@ -96,11 +97,25 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """`encode`'s tensor; raises CorruptFile, and takes memory for that shape only."""
     reader = Reader(data)
     form = reader.byte()
-    kind = torch.empty(0, dtype=dtype).numpy().dtype
+    kind = _array(torch.empty(0, dtype=dtype)).dtype
     if form >= len(DECODERS) or (form > RAW and kind != np.float32):
         raise CorruptFile(f"there is no form {form} of {kind}")
     array = DECODERS[form](reader, shape, kind)
-    return torch.from_numpy(np.ascontiguousarray(array)).reshape(shape)
+    return torch.from_numpy(np.ascontiguousarray(array)).view(dtype).reshape(shape)
+
+
+def _array(tensor: Tensor) -> Array:
+    """The tensor's numbers; as whole numbers of its size where NumPy has no such kind (bfloat16, bool)."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype in (torch.float64, torch.float32, torch.float16) or not tensor.dtype.is_floating_point:
+        array = (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor).numpy()
+    else:
+        array = tensor.view({1: torch.uint8, 2: torch.int16}[tensor.element_size()]).numpy()
+    return array
+
+
+def _little_endian(array: Array) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _bits(array: Array) -> str:
@@ -111,7 +126,7 @@ def _bits(array: Array) -> str:
 
 
 def _decode_fill(reader: Reader, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
-    return np.full(shape, np.frombuffer(reader.take(kind.itemsize), kind)[0])
+    return np.full(shape, np.frombuffer(reader.take(kind.itemsize), kind.newbyteorder("<"))[0], kind)
 
 
 def _raw(array: Array) -> bytes:
@@ -123,35 +138,64 @@ def _decode_raw(reader: Reader, shape: tuple[int, ...], kind: np.dtype[Any]) -> 
 
 
 def _numbers(array: Array) -> bytes:
-    """Numbers as halves where nothing is lost, deflated where that is smaller."""
+    """Numbers as halves where nothing is lost: plain, deflated, or coded byte by byte, the highest first."""
     width, narrow = FULL, array
     if array.dtype == np.float32:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             half = array.astype(np.float16)
-        if (half.astype(np.float32).view(np.uint32) == array.view(np.uint32)).all():
+            same = (half.astype(np.float32).view(np.uint32) == array.view(np.uint32)).all()
+        if same:
             width, narrow = HALF, half
-    plain = narrow.astype(narrow.dtype.newbyteorder("<"), copy=False).tobytes()
-    deflated = zlib.compress(plain, 9)
-    packing, body = (DEFLATED, varint(len(deflated)) + deflated) if len(deflated) + 3 < len(plain) else (PLAIN, plain)
-    return bytes([width << 1 | packing]) + body
+    plain = _little_endian(narrow)
+    found = [bytes([width << 2 | PLAIN]) + plain]
+    if len(plain) <= DEFLATED_SIZE:
+        found.append(bytes([width << 2 | DEFLATED]) + _sized(deflate(plain)))
+    if narrow.dtype.kind == "f":
+        planes = np.frombuffer(plain, np.uint8).reshape(-1, narrow.itemsize).T[::-1]
+        found.append(bytes([width << 2 | PLANES]) + b"".join(_sized(coders.encode(plane)) for plane in planes))
+    return min(found, key=len)
 
 
 def _read_numbers(reader: Reader, count: int, kind: np.dtype[Any]) -> Array:
     how = reader.byte()
-    if how > (HALF << 1 | DEFLATED) or (how >> 1 == HALF and kind != np.float32):
+    width, packing = how >> 2, how & 3
+    if width > HALF or packing > PLANES or (width == HALF and kind != np.float32):
         raise CorruptFile(f"numbers of kind {how}")
-    stored = np.dtype(np.float16) if how >> 1 == HALF else kind
+    stored = np.dtype(np.float16) if width == HALF else kind
     size = count * stored.itemsize
-    deflated = how & 1 == DEFLATED
-    body = inflate(reader.take(reader.varint(reader.left)), size) if deflated else reader.take(size)
-    if len(body) != size:
-        raise CorruptFile(f"{len(body)} bytes for {count} numbers of {stored.itemsize}")
-    return np.frombuffer(body, stored.newbyteorder("<")).astype(kind)
+    if packing == PLANES:
+        planes = np.empty((count, stored.itemsize), np.uint8)
+        for place in reversed(range(stored.itemsize)):
+            plane = coders.decode(_unsized(reader), count)
+            if plane.max(initial=0) > 0xFF:
+                raise CorruptFile("a byte above 255")
+            planes[:, place] = plane
+        body: Any = planes
+    else:
+        body = inflate(_unsized(reader), size) if packing == DEFLATED else reader.take(size)
+        if len(body) != size:
+            raise CorruptFile(f"{len(body)} bytes for {count} numbers of {stored.itemsize}")
+    with np.errstate(invalid="ignore"):  # a half that is no number
+        return np.frombuffer(body, stored.newbyteorder("<")).astype(kind)
+
+
+def _sized(data: bytes) -> bytes:
+    return varint(len(data)) + data
+
+
+def _unsized(reader: Reader) -> bytes:
+    return reader.take(reader.varint(reader.left))
+
+
+def deflate(data: bytes, dictionary: bytes = b"") -> bytes:
+    """Deflated without a frame: whoever stores it has a checksum of their own."""
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
+    return deflater.compress(data) + deflater.flush()
 
 
 def inflate(data: bytes, most: int, dictionary: bytes = b"") -> bytes:
     """Deflated bytes, `most` of them at the most; raises CorruptFile."""
-    inflater = zlib.decompressobj(zdict=dictionary) if dictionary else zlib.decompressobj()
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS, dictionary)
     try:
         body = inflater.decompress(data, most + 1)
     except zlib.error as error:
@@ -179,13 +223,13 @@ def _levels(array: Floats, coder: str | None) -> bytes | None:
     rank[order] = np.arange(len(order))
     where = masks.encode(stands.reshape(len(array), -1), coder) if not stands.all() else b""
     chosen = coders.encode(rank[which], coder) if len(levels) > 1 else b""
-    return bytes([LEVELS]) + varint(len(levels)) + _numbers(values[order]) + varint(len(where)) + where + chosen
+    return bytes([LEVELS]) + varint(len(levels)) + _numbers(values[order]) + _sized(where) + chosen
 
 
 def _decode_levels(reader: Reader, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
     count = reader.varint(MOST_LEVELS)
     values = _read_numbers(reader, count, kind)
-    where = reader.take(reader.varint(reader.left))
+    where = _unsized(reader)
     rows, size = (shape[0] if shape else 1), prod(shape)
     stands = masks.decode(where, rows, size // rows) if where else slice(None)
     n = size if isinstance(stands, slice) else len(stands)
@@ -257,10 +301,6 @@ def _product(array: Floats, hint: Hint, coder: str | None) -> bytes | None:
     return stored
 
 
-def _sized(data: bytes) -> bytes:
-    return varint(len(data)) + data
-
-
 def _decode_product(reader: Reader, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
     rows, size = (shape[0] if shape else 1), prod(shape)
     books = []
@@ -269,7 +309,7 @@ def _decode_product(reader: Reader, shape: tuple[int, ...], kind: np.dtype[Any])
         if parts * length * rows != size or parts * count * length > max(size, reader.left):
             raise CorruptFile(f"codebooks of {parts} x {count} x {length} for {size} numbers")
         vectors = _read_numbers(reader, parts * count * length, kind).reshape(parts, count, length)
-        chosen = [coders.decode(reader.take(reader.varint(reader.left)), rows) for _ in range(parts)]
+        chosen = [coders.decode(_unsized(reader), rows) for _ in range(parts)]
         indices = np.stack(chosen, axis=1)
         if indices.max(initial=0) >= count:
             raise CorruptFile("an index beyond its codebook")

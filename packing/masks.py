@@ -1,8 +1,9 @@
-"""Where a sparse tensor's weights stand: gaps between them, or a map of bits priced by column.
+"""Where a sparse tensor's weights stand: gaps between them, or a map of bits.
 
 Gaps are Deep Compression's relative indices (Han et al. 2016, arXiv:1510.00149, section 2): a gap too long for its
-bits is split by a padding zero. The map is range-coded row by row (a row is an output filter), each bit priced by
-how often its column has been taken in the rows before, so that inputs that nobody reads cost almost nothing.
+bits is split by a padding zero. A small tensor's map has each bit priced by several opinions (`mixing`), which takes
+4 us a bit; that of a larger one is priced row by row (a row is an output filter), each bit by how often its column has
+been taken in the rows before. The largest ones have only gaps, which are read fastest.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptFile
-from . import coders
+from . import coders, mixing
 from .bytestream import Reader, varint
 
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[np.int64]
-GAPS, MAP = 0, 1
+GAPS, MAP, MIXED = range(3)
 GAP_BITS = range(2, 13)
-MAP_SIZE = 1 << 22  # positions: reading a map takes a few times longer than reading gaps
+MIXED_SIZE = 1 << 19  # positions
+MAP_SIZE = 1 << 22
 TRUSTS = (1, 2, 4, 8, 16, 32)  # rows that the density of all columns counts for against a column's own
 LEAST = 1e-6  # probability
 
@@ -29,7 +31,9 @@ def encode(mask: Mask, coder: str | None = None) -> bytes:
     flat = np.flatnonzero(mask)
     bits = min(GAP_BITS, key=lambda bits: _estimate(gap_symbols(flat, bits)))
     found = [bytes([GAPS]) + _encode_gaps(flat, bits, coder)]
-    if coder is None and mask.size <= MAP_SIZE:
+    if coder is None and mask.size <= MIXED_SIZE:
+        found += [bytes([MIXED, side]) + mixing.encode(mask, side) for side in mixing.likely_sides(mask)]
+    elif coder is None and mask.size <= MAP_SIZE:
         found += [bytes([MAP, trust]) + _encode_map(mask, trust) for trust in TRUSTS]
     return min(found, key=len)
 
@@ -42,6 +46,8 @@ def decode(data: bytes, rows: int, columns: int) -> Positions:
         return _decode_gaps(reader, rows * columns)
     if kind == MAP and rows * columns <= MAP_SIZE:
         return np.flatnonzero(_decode_map(reader, rows, columns))
+    if kind == MIXED and rows * columns <= MIXED_SIZE:
+        return np.flatnonzero(mixing.decode(reader, rows, columns))
     raise CorruptFile(f"no mask of kind {kind} and {rows} x {columns}")
 
 
@@ -90,14 +96,14 @@ def _encode_map(mask: Mask, trust: int) -> bytes:
     for row in mask:
         coder.encode(row.astype(np.int32), family, prices.next_row())
         prices.seen(row)
-    return coders.to_bytes(coder.get_compressed())
+    return coders.sealed(coder)
 
 
 def _decode_map(reader: Reader, rows: int, columns: int) -> Mask:
     trust = reader.byte()
     if trust not in TRUSTS:
         raise CorruptFile(f"a map with trust {trust}")
-    coder, prices = constriction.stream.queue.RangeDecoder(coders.to_words(reader.rest())), _Prices(columns, trust)
+    coder, prices = coders.opened(reader.rest()), _Prices(columns, trust)
     family = constriction.stream.model.Bernoulli(perfect=False)
     mask = np.zeros((rows, columns), dtype=bool)
     for i in range(rows):

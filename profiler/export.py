@@ -36,12 +36,14 @@ def export_onnx(
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
     example: Tensor | None = None,
+    *,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Write the model in eval mode as ONNX with any batch size; the largest absolute difference from PyTorch.
 
     Input `images`, float [N, C, H, W], normalised; output `logits`. `metadata` becomes the file's `metadata_props`.
-    ONNX Runtime runs `example` (random numbers by default) first. Raises ExportMismatch above 1e-3 of the largest
-    output, and InvalidRun when the file cannot be written.
+    ONNX Runtime runs `example` (random numbers by default) first. Raises ExportMismatch above `tolerance` of
+    the largest output, and InvalidRun when the file cannot be written.
     """
     module = copy.deepcopy(model).cpu().eval()
     if example is None:
@@ -52,7 +54,7 @@ def export_onnx(
     actual = run_onnx(content, example)
     difference = float(np.abs(actual - expected).max())
     scale = float(np.abs(expected).max())
-    if not difference <= TOLERANCE * max(scale, 1e-6):
+    if not difference <= tolerance * max(scale, 1e-6):
         raise ExportMismatch(
             f"ONNX Runtime and PyTorch differ by {difference:g} where outputs reach {scale:g}; {path} was not written"
         )

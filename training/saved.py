@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import InvalidRun, InvalidSetting, WeightsMismatch
+from ..errors import CorruptFile, InvalidRun, InvalidSetting, InvalidWidths, UntraceableModel, WeightsMismatch
+from ..packing.edits import Edit, apply
 from ..profiler.export import export_onnx
 from ..zoo.architecture import Architecture
 from .data import DataInfo
@@ -24,6 +25,8 @@ from .state import load_state, state_of
 KEY = "pocketzoo"  # of the record in a file's metadata
 JSON_NAME, WEIGHTS_NAME, ONNX_NAME, RESULT_NAME = "best.json", "best.safetensors", "best.onnx", "result.json"
 PACKED_NAME = "best.pz"
+MOST_RESOLUTION = 1 << 12  # pixels: what a damaged record says must not fill the memory
+LARGER = 2  # times a file's size: no model in it has more bytes of weights
 
 
 def save_model(
@@ -58,15 +61,39 @@ def save_model(
     return folder
 
 
-def save_weights(path: str | Path, model: nn.Module, architecture: Architecture, info: DataInfo) -> None:
+def save_weights(
+    path: str | Path, model: nn.Module, architecture: Architecture, info: DataInfo, edits: Sequence[Edit] = ()
+) -> None:
     """Write one safetensors file that `load` can use alone; raises InvalidRun when it cannot be written."""
-    metadata = {"format": "pt", KEY: describe(architecture, info)}
+    metadata = {"format": "pt", KEY: describe(architecture, info, edits)}
     write_with(Path(path), lambda temporary: save_file(state_of(model), temporary, metadata))
 
 
-def describe(architecture: Architecture, info: DataInfo) -> str:
-    """The Architecture's JSON with one more entry, `data`."""
-    return json.dumps({**json.loads(architecture.to_json()), "data": info.to_dict()}, sort_keys=True)
+def describe(architecture: Architecture, info: DataInfo, edits: Sequence[Edit] = ()) -> str:
+    """The Architecture's JSON with one more entry, `data`, and one for what was done to the structure."""
+    record = {**json.loads(architecture.to_json()), "data": info.to_dict()}
+    return json.dumps({**record, "edits": list(edits)} if edits else record, sort_keys=True)
+
+
+def unpack_to(packed: str | Path, target: str | Path, *, trust: Sequence[str] = ()) -> int:
+    """Write a packed file's model as .safetensors or .onnx, by the target's ending; the bytes written.
+
+    The ONNX file is checked against PyTorch, the other one is read by `load`. Raises InvalidSetting for another ending,
+    InvalidRun for a file that is there already or a model that is not packed with its data, CorruptFile.
+    """
+    source, path = weights_file(packed), Path(target)
+    if path.suffix not in (".safetensors", ".onnx"):
+        raise InvalidSetting(f"cannot unpack to {path.name!r}; expected a name that ends in .safetensors or .onnx")
+    if path.exists():
+        raise InvalidRun(f"{path} is there already; give a new name, or move it away")
+    if not is_packed(source):
+        raise InvalidRun(f"{source} is no packed file; expected one that `pocketzoo compress` wrote")
+    model, architecture, info, edits = _load_packed(source, trust)
+    if path.suffix == ".onnx":
+        export_onnx(model, architecture.input_shape, path, {KEY: describe(architecture, info, edits)})
+    else:
+        save_weights(path, model, architecture, info, edits)
+    return path.stat().st_size
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> nn.Module:
@@ -83,9 +110,9 @@ def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.M
     """As `load`, with the Architecture and what it takes to prepare images."""
     file = weights_file(path)
     if is_packed(file):
-        return _load_packed(file, trust)
+        return _load_packed(file, trust)[:3]
     text, tensors = _read(file)
-    architecture, info = read_description(text, file)
+    architecture, info, edits = _described(text, file)
     if architecture.is_foreign and architecture.family not in trust:
         raise InvalidRun(
             f"{file} was made by {architecture.family!r}, whose code would be imported; "
@@ -93,18 +120,44 @@ def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.M
         )
     with torch.random.fork_rng([]):
         model = architecture.build()
+    if edits:
+        model = _edited(model, edits, file)
     load_state(model, tensors, str(file))
     return model.eval(), architecture, info
 
 
-def _load_packed(file: Path, trust: Sequence[str]) -> tuple[nn.Module, Architecture, DataInfo]:
+def _edited(model: nn.Module, edits: Sequence[Edit], file: Path) -> nn.Module:
+    """The model with what was done to its structure; replaced parts hold memory but no numbers."""
+    try:
+        model = apply(model, edits, LARGER * file.stat().st_size)
+    except (CorruptFile, InvalidWidths, UntraceableModel) as error:
+        raise InvalidRun(f"{file} does not say what model it holds ({error}); unpack or save it again") from None
+    for module in model.modules():
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)
+    return model
+
+
+def _load_packed(file: Path, trust: Sequence[str]) -> tuple[nn.Module, Architecture, DataInfo, tuple[Edit, ...]]:
     unpacked = read_packed(file, trust=trust)
     if unpacked.architecture is None or "data" not in unpacked.header:
         raise InvalidRun(f"{file} does not say what images its model takes; it was packed without data")
+    return unpacked.model, unpacked.architecture, _info(unpacked.header["data"], file), unpacked.edits
+
+
+def _info(record: Any, file: Path) -> DataInfo:
+    """DataInfo whose fields are what they should be; raises InvalidRun."""
     try:
-        return unpacked.model, unpacked.architecture, DataInfo.from_dict(unpacked.header["data"])
+        info = DataInfo.from_dict(record)
+        numbers, words = (*info.mean, *info.std), (info.name, info.resize, info.hash, *info.classes)
+        sides_fit = len(info.mean) == len(info.std) == info.in_channels and 0 < info.resolution <= MOST_RESOLUTION
+        if not sides_fit or not all(isinstance(n, int | float) for n in numbers):
+            raise TypeError("mean, deviation, channels and resolution do not fit")
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError("a name that is no text")
     except (TypeError, AttributeError) as error:
         raise InvalidRun(f"{file} does not say what images its model takes ({error})") from None
+    return info
 
 
 def weights_file(path: str | Path) -> Path:
@@ -113,7 +166,9 @@ def weights_file(path: str | Path) -> Path:
     if file.is_dir():
         there = [file / name for name in (WEIGHTS_NAME, PACKED_NAME) if (file / name).exists()]
         if not there:
-            raise InvalidRun(f"{file} holds no {WEIGHTS_NAME}; expected the folder of a finished training or search")
+            raise InvalidRun(
+                f"{file} holds no {WEIGHTS_NAME}; expected the folder of a finished training, search or compression"
+            )
         return there[0]
     if not file.exists():
         raise InvalidRun(f"there is no {file}; expected the folder of a run, or a safetensors file of ours")
@@ -122,10 +177,16 @@ def weights_file(path: str | Path) -> Path:
 
 def read_description(text: str, file: Path) -> tuple[Architecture, DataInfo]:
     """(Architecture, DataInfo) from `describe`'s text; raises InvalidRun naming the file."""
+    return _described(text, file)[:2]
+
+
+def _described(text: str, file: Path) -> tuple[Architecture, DataInfo, list[Edit]]:
     try:
         record: dict[str, Any] = json.loads(text)
-        info = DataInfo.from_dict(record.pop("data"))
-        return Architecture.from_json(json.dumps(record)), info
+        info, edits = DataInfo.from_dict(record.pop("data")), record.pop("edits", [])
+        if not isinstance(edits, list) or not all(isinstance(edit, dict) for edit in edits):
+            raise TypeError("edits that are no list of edits")
+        return Architecture.from_json(json.dumps(record)), info, edits
     except (ValueError, KeyError, TypeError, AttributeError, InvalidSetting) as error:
         raise InvalidRun(f"{file} does not say what model it holds ({error}); train or save it again") from None
 

@@ -33,7 +33,8 @@ class Slimming:
     `sparsity`: weight of the penalty, the paper's lambda (1e-4 for its VGG, 1e-5 for ResNet and DenseNet); 0 prunes
     what ordinary training leaves. In a training too short for it the weight is as much as would halve the average
     scale, if nothing else moved it (the paper's 160 epochs go far beyond that): the scales then rank the channels, but
-    do not reach zero. `passes`: the multi-pass scheme; every pass trains anew and leaves the same share of what the network costs.
+    do not reach zero. `passes`: the multi-pass scheme; every pass trains anew and leaves the same share of what the
+    network costs.
     """
 
     sparsity: float = 1e-4
