@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .commands import advise, calibrate, choose, compress, latency, models, runs, search, shrink
+from .commands import advise, calibrate, choose, compress, export, latency, models, runs, search, shrink
 from .commands.options import example
 from .errors import PocketzooError
 
@@ -52,7 +52,7 @@ COMMANDS = (
     models.list_command, models.profile_command, search.search_command, runs.train_command, runs.evaluate_command,
     runs.predict_command, latency.measure_command, calibrate.calibrate_command, advise.advise_command,
     choose.pick_command, choose.leaderboard_command, shrink.shrink_command,
-    compress.compress_command, compress.unpack_command,
+    compress.compress_command, compress.unpack_command, export.export_command,
 )  # fmt: skip
 for command in COMMANDS:
     main.add_command(command)

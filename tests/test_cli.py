@@ -182,7 +182,8 @@ def test_best_json_trains_the_same_network_again(trained: Path, pictures: Path, 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
 
-SEARCH = ["search", "lenet5", "--data", "digits", "--macs", "100k"]
+UNLIMITED = ["search", "lenet5", "--data", "digits"]
+SEARCH = [*UNLIMITED, "--macs", "100k"]
 
 
 @pytest.mark.parametrize(
@@ -204,15 +205,16 @@ SEARCH = ["search", "lenet5", "--data", "digits", "--macs", "100k"]
         (["train", "lenet5", "--data", "digit", "--out", "{out}"], "did you mean digits?"),
         (["train", "lenet5", "--data", "digits", "--epochs", "0", "--out", "{out}"], "0 is not in the range"),
         (["train", "lenet5", "--data", "digits", "--lr", "nan", "--out", "{out}"], "lr is nan"),
-        ([*SEARCH, "--macs", "2Q", "--out", "{out}"], "no unit 'Q'"),
-        ([*SEARCH, "--macs", "-2M", "--out", "{out}"], "above 0"),
+        ([*UNLIMITED, "--macs", "2Q", "--out", "{out}"], "no unit 'Q'"),
+        ([*UNLIMITED, "--macs", "-2M", "--out", "{out}"], "above 0"),
+        ([*SEARCH, "--macs", "2M", "--out", "{out}"], "--macs is given 2 times (100k, 2M)"),
         ([*SEARCH, "--size", "2M", "--out", "{out}"], "no unit 'M'"),
-        ([*SEARCH, "--macs", "10", "--out", "{out}"], "its narrowest network costs macs="),
+        ([*UNLIMITED, "--macs", "10", "--out", "{out}"], "its narrowest network costs macs="),
         ([*SEARCH, "--params", "10", "--out", "{out}"], "its narrowest network costs"),
         ([*SEARCH, "--budgets", "100k,10", "--out", "{out}"], "its narrowest network costs macs="),
         ([*SEARCH, "--latency", "8ms", "--out", "{out}"], "pocketzoo calibrate --device cpu makes one"),
         ([*SEARCH, "--latency", "8ms", "--device", "pixel11", "--out", "{out}"], "did you mean pixel1?"),
-        ([*SEARCH, "--macs", "1M", "--device", "cpu", "--out", "{out}"], "for a latency"),
+        ([*UNLIMITED, "--macs", "1M", "--device", "cpu", "--out", "{out}"], "for a latency"),
         ([*SEARCH, "--data", "digit", "--out", "{out}"], "did you mean digits?"),
         ([*SEARCH, "--resolutions", "8,x", "--out", "{out}"], "'x' is no number of pixels"),
         ([*SEARCH, "--trials", "0", "--out", "{out}"], "0 is not in the range"),
@@ -229,9 +231,9 @@ def test_wrong_words(arguments: list[str], says: str, tmp_path: Path, monkeypatc
 
 def test_the_least_a_budget_can_be_is_reached(tmp_path: Path) -> None:
     """What the refusal names as the least is enough."""
-    line = refused(*SEARCH, "--macs", "10", "--out", tmp_path / "out")
+    line = refused(*UNLIMITED, "--macs", "10", "--out", tmp_path / "out")
     least = line.partition("macs=10 ")[2].partition("macs=")[2].partition(";")[0]
-    text = said(*SEARCH, "--macs", least, "--trials", "1", "--epochs", "1", "--out", tmp_path / "out")
+    text = said(*UNLIMITED, "--macs", least, "--trials", "1", "--epochs", "1", "--out", tmp_path / "out")
     assert "of the test images" in text
 
 
@@ -378,7 +380,7 @@ def test_a_loss_that_is_no_number(pictures: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["profile", "mobilenetv2"], "did you mean mobilenet_v2?"),
-        ([*SEARCH, "--macs", "10", "--out", "{out}"], "narrowest network"),
+        ([*UNLIMITED, "--macs", "10", "--out", "{out}"], "narrowest network"),
     ],
 )
 def test_a_real_process_says_one_line_too(arguments: list[str], says: str, tmp_path: Path) -> None:
