@@ -151,7 +151,10 @@ def _share(name: str, text: str, costs: Mapping[str, float]) -> float:
 def human_costs(costs: Mapping[str, float]) -> str:
     """Costs by column of `price_many` in the units of a budget: `macs=30M, memory=256KB`."""
     limits = {column: (name, scale) for name, (column, scale) in COLUMNS.items() if name != "size"}
-    scaled = {limits[c][0]: v * limits[c][1] for c, v in costs.items()}
+    scaled = {}
+    for column, value in costs.items():
+        name, scale = limits.get(column, (column, 1.0))  # a limit's own name stays
+        scaled[name] = value * scale
     return ", ".join(f"{name}={_human(name, value, digits=4)}" for name, value in scaled.items())
 
 
