@@ -197,7 +197,8 @@ def understood(arguments: list[str]) -> None:
         try:
             cli.main.commands[name].make_context(name, rest, parent=context, resilient_parsing="--help" in rest)
         except click.exceptions.Exit as done:  # what prints a list and ends, such as --method help
-            assert done.exit_code == 0
+            if done.exit_code:
+                raise
 
 
 def test_the_reader_of_pages() -> None:
