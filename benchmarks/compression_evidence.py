@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +39,7 @@ from compression_studies import (
     parent_training,
     trial_training,
 )
+from records import machine, note, read, versions, without_stump
 from torch import nn
 
 from pocketzoo.compress.compression import Compression
@@ -181,7 +179,11 @@ class Evidence:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a finished run."""
-        stamp = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "versions": versions(), "machine": machine()}
+        stamp = {
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "versions": versions("pocketzoo", "torch", "constriction"),
+            "machine": machine(),
+        }
         with self.lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, **stamp}) + "\n")
         error = line.get("val_error", line.get("test_error", 0.0))
@@ -224,42 +226,6 @@ def figures(packed: Packed) -> dict[str, Any]:
         "layers": deep_compression_columns(packed),
         "widths": dict(trace(packed.compression.model, packed.compression.input_shape).groups),
     }  # fmt: skip
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished lines, whole ones only: a kill may have cut the last one short."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def without_stump(path: Path) -> None:
-    """Take a line cut short off the file, before others are written after it."""
-    if path.exists():
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-
-
-def versions() -> str:
-    """What the numbers were made with."""
-    names = ("pocketzoo", "torch", "constriction")
-    return ", ".join([*(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}"])
-
-
-def machine() -> str:
-    """Processor and cores."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, one thread"
-
-
-def note(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from records import note, read, versions, without_stump
 
 from pocketzoo import Architecture, Budget, Recipe, load_data, train
 from pocketzoo.search.correlation import RESAMPLES, rank_correlations, verdict
@@ -89,6 +88,7 @@ def main() -> int:
         note("no parquet files in ../shared/data/cifar10; put the Hub's CIFAR-10 there, and run again")
         return 2
     lines = out.with_suffix(".jsonl")
+    without_stump(lines)
     if any(line["setting"] != asdict(setting) for line in read(lines)):
         note(f"{lines.name} holds networks of another setting; give another --out, or move it away")
         return 2
@@ -172,11 +172,9 @@ def judged(candidate: Candidate, judges: dict[str, Judge], data: DataSet, recipe
 
 def page(lines: list[dict[str, Any]], setting: Setting, command: str) -> str:
     """The page, from the lines of all networks."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("pocketzoo", "torch"))
     parts = [
         "# Cheap evaluations against training\n",
-        f"{max(line['date'] for line in lines)}; {versions}, Python {platform.python_version()}; one core;"
-        f" `{command}`\n",
+        f"{max(line['date'] for line in lines)}; {versions('pocketzoo', 'torch')}; one core; `{command}`\n",
         f"{setting.data}; random networks of {setting.family}, each trained for {setting.epochs} epochs on "
         f"{setting.images or 'all'} training images (validation included; batch {setting.batch_size}, peak lr "
         f"{setting.lr:g}) from one seed, and tested on the whole test split. Kendall's tau-b of each judgement with "
@@ -213,22 +211,6 @@ def section(title: str, lines: list[dict[str, Any]]) -> str:
         "|---|---:|---:|---:|---|---:|",
     ]
     return "\n".join([*head, *rows, "", verdict(table, COUNTS)])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished networks; a line cut short by a kill is taken off the file."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def note(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -25,11 +24,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from records import machine, note, read, versions, without_stump
 
 from pocketzoo import Architecture
 from pocketzoo.search.findings import ARMS, over_seeds
@@ -148,7 +147,7 @@ def carry_out(case: Case, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
 def job(case: Case, seed: int, runs: Path, lines: Path) -> str:
     """Carry out one case from one seed in a process of its own and append what is not there yet."""
     stamp = {"case": case.name, "setting": asdict(case), "date": f"{datetime.now(UTC):%Y-%m-%d}",
-             "versions": versions(), "machine": machine()}  # fmt: skip
+             "versions": versions("pocketzoo", "torch"), "machine": machine()}  # fmt: skip
     place = runs / case.name.replace(" ", "_").replace(",", "").replace("%", "percent") / f"seed{seed}"
     for row in carry_out(case, seed, place):
         line = json.loads(json.dumps({**stamp, "method": None, **row}))
@@ -162,21 +161,6 @@ def job(case: Case, seed: int, runs: Path, lines: Path) -> str:
 def identity(line: dict[str, Any]) -> tuple[Any, ...]:
     """What tells the lines apart."""
     return line["case"], line["seed"], line["method"], line["arm"]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished lines, whole ones only: a kill may have cut the last one short."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def without_stump(path: Path) -> None:
-    """Take a line cut short off the file, before others are written after it."""
-    if path.exists():
-        text = path.read_text(encoding="utf-8")
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
 
 def planned_seconds(case: Case) -> float:
@@ -303,30 +287,6 @@ def less(first: dict[int, float], second: dict[int, float]) -> str:
         return f"{differences[0]:+.2f}" if differences else "-"
     mean, low, high, _ = over_seeds(differences)
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" + (" *" if low > 0 or high < 0 else "")
-
-
-def versions() -> str:
-    """What the numbers were made with."""
-    return ", ".join(
-        [*(f"{name} {version(name)}" for name in ("pocketzoo", "torch")), f"Python {platform.python_version()}"]
-    )
-
-
-def machine() -> str:
-    """GPU, or processor and cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, one thread a process"
-
-
-def note(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -20,7 +20,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import statistics
 import sys
@@ -29,7 +28,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from records import machine, note, read, versions, without_stump
 
 from pocketzoo import Architecture, Budget
 from pocketzoo.search.explore import study_of
@@ -258,7 +257,7 @@ def carry_out(run: Run) -> dict[str, Any]:
         "architecture": json.loads(winner.to_json()),
         "data_hash": data.hash,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "versions": versions(),
+        "versions": versions("pocketzoo", "torch", "optuna"),
         "machine": machine(),
         "setting": asdict(run.setting),
     }
@@ -338,17 +337,6 @@ def begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The finished runs; a line cut short by a kill is taken off the file, so that its run is done again."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def table(lines: list[dict[str, Any]], setting: Setting, command: str) -> str:
     """The page, from the lines of all runs."""
     last = max(lines, key=lambda line: line["date"])
@@ -411,27 +399,6 @@ def paired(first: list[float], second: list[float]) -> str:
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f}): {verdict}"
 
 
-def versions() -> str:
-    """What the numbers were made with."""
-    names = ("pocketzoo", "torch", "optuna")
-    return ", ".join([*(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}"])
-
-
-def machine() -> str:
-    """Processor and cores."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        name = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, one thread a process"
-
-
-def note(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Exit code 2 for what cannot be done, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -450,6 +417,7 @@ def main() -> int:
             )
             return 2
     wanted = json.loads(json.dumps(asdict(setting)))
+    without_stump(lines)
     if any(line["setting"] != wanted for line in read(lines)):
         note(f"{lines.name} holds runs of another setting; give another --out, or move it away")
         return 2

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
 
-from ..training.folder import write_text
+from ..training.page import COLOURS, LAYOUT, write_sections
 from .report import TOTAL
 
-COLOURS = px.colors.qualitative.D3
-CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}  # the chart stays with its reader
-LAYOUT = {"template": "plotly_white", "height": 440, "margin": {"t": 30, "l": 70, "r": 20, "b": 60}}
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
-    "pre{white-space:pre-wrap}h2{margin:2.5rem 0 0}p{margin:.2rem 0 .5rem;color:#444}.wide{overflow-x:auto}"
-    "table{border-collapse:collapse}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #ddd}"
-)
 RATE_SAYS = (
     "Validation accuracy after each pass by how many times smaller the file is than 32-bit weights; a line is a recipe,"
     " read from the left. The ring is the one that was kept."
@@ -40,16 +30,9 @@ def write_page(
         ("Bytes by layer", LAYERS_SAYS, layers_figure(layers)),
         ("What is left", SHARES_SAYS, shares_figure(layers)),
     ]
-    plots = [_section(*section, first=number == 0) for number, section in enumerate(sections)]
     final = layers[layers["step"] == layers["step"].max()].drop(columns=["step", "pass"])
     table = final.to_html(index=False, border=0, float_format=lambda number: f"{number:.3g}")
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style>\n<h1>{escape(title)}</h1>\n<pre>{escape(summary)}</pre>\n"
-        + "\n".join(plots)
-        + f'\n<h2>Layers</h2>\n<div class="wide">{table}</div>\n</html>\n',
-    )
+    write_sections(path, title, summary, sections, f'\n<h2>Layers</h2>\n<div class="wide">{table}</div>')
 
 
 def rate_figure(recipes: pd.DataFrame, steps: pd.DataFrame) -> go.Figure:
@@ -93,9 +76,3 @@ def shares_figure(layers: pd.DataFrame) -> go.Figure:
     for number, (name, share) in enumerate(shares.items()):
         figure.add_bar(x=final["layer"], y=share, name=name, marker_color=COLOURS[number])
     return figure.update_layout(**LAYOUT, barmode="group", yaxis_tickformat=".0%", yaxis_title="left")
-
-
-def _section(title: str, says: str, figure: go.Figure, first: bool) -> str:
-    """Heading, one sentence, plot; the first one brings the drawing code for all."""
-    plot = figure.to_html(full_html=False, include_plotlyjs=first, config=CONFIG)
-    return f'<h2>{escape(title)}</h2>\n<p>{says}</p>\n<div class="wide">{plot}</div>'

@@ -477,7 +477,7 @@ class ChannelGraph:
 
     def mask(self, model: nn.Module, keep: Mapping[str, Any]) -> nn.Module:
         """A copy of the model at full size in which nothing reads the channels that `keep` leaves out."""
-        return masked(model, self._channels, self._dropped(keep))
+        return masked(model, self._channels, self.dropped(keep))
 
     def _gone(self, full: Widths) -> list[Branch]:
         symbols = {s for s in self._symbols if full[self._names[s]] == 0}
@@ -495,10 +495,11 @@ class ChannelGraph:
 
     def _kept_only(self, keep: Mapping[str, Any]) -> Channels:
         """The channels with every one that is not kept moved to a cell of its own."""
-        cell = np.where(self._dropped(keep), np.uint64(1), self._channels.cell)
+        cell = np.where(self.dropped(keep), np.uint64(1), self._channels.cell)
         return Channels(self._channels.tracer, self._channels.of_label, cell, self._channels.first)
 
-    def _dropped(self, keep: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    def dropped(self, keep: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+        """[n_channels], True for those that `keep` leaves out; raises InvalidWidths for sets that are none."""
         dropped = np.zeros(len(self._channels.cell), bool)
         for group, given in keep.items():
             for layer, chosen in (given if isinstance(given, Mapping) else {group: given}).items():

@@ -64,9 +64,9 @@ def pack_model(
 
     `hints` says of tensors what their numbers do not show; `header` is what else the file should say, as JSON;
     `coder` one that is to code every stream that it can. Raises InvalidSetting for a file that no reader would trust:
-    more than 256 MiB of tensors of which less than a 4096th is left.
+    more than 256 MiB of tensors of which less than a 4096th is left; and for a model that is not the architecture.
     """
-    state = unique_state(model)
+    state = unique_state(model) if architecture is None else _in_readers_order(model, architecture, edits)
     streams = {name: forms.encode(tensor, (hints or {}).get(name), coder) for name, tensor in state.items()}
     record = dict(header or {})
     if architecture is not None:
@@ -111,6 +111,15 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             state[name] = tensor
     return state
+
+
+def _in_readers_order(model: nn.Module, architecture: Architecture, edits: Sequence[Edit]) -> dict[str, Tensor]:
+    """The model's tensors as whoever builds its network will list them: training may have registered some anew."""
+    state = unique_state(model)
+    theirs = unique_state(_edited(_skeleton(architecture, None, (architecture.family,)), edits, MOST_BYTES))
+    if odd := sorted(state.keys() ^ theirs.keys()):
+        raise InvalidSetting(f"the model is not its architecture after its edits: {odd[0]!r} is in one of them only")
+    return {name: state[name] for name in theirs}
 
 
 def _architecture(record: Any) -> Architecture:
@@ -178,15 +187,16 @@ def _few_modules(most: int) -> Iterator[None]:
 def _fill(model: nn.Module, streams: Sequence[bytes], names: Any, most_bytes: int) -> None:
     """Decode each tensor and put it in its place, where the model may have only its shape."""
     state = unique_state(model)
-    if names is not None and names != list(state):
+    order = list(state) if names is None else names
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(state):
         raise CorruptFile("its tensors are not those of the module that it is to go into")
     if len(streams) != len(state):
         raise CorruptFile(f"{len(streams)} tensors, its network has {len(state)}")
     if _size(state) > most_bytes:
         raise CorruptFile(f"a network of {_size(state):,} bytes, which so small a file does not hold")
     decoded = {
-        name: forms.decode(stream, tuple(tensor.shape), tensor.dtype)
-        for (name, tensor), stream in zip(state.items(), streams, strict=True)
+        name: forms.decode(stream, tuple(state[name].shape), state[name].dtype)
+        for name, stream in zip(order, streams, strict=True)
     }
     names_by_id = {id(tensor): name for name, tensor in state.items()}
     whole = {

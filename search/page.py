@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.express as px
 import plotly.graph_objects as go
 
-from ..training.folder import write_text
+from ..training.page import COLOURS, LAYOUT, write_sections
 from .outcome import COSTS, pareto
 from .space import CHOICE, HIGHEST, LOWEST, WIDTH
 from .studies import DUPLICATE_OF
 
 AXES = {"macs": "MACs", "params": "parameters"}
-COLOURS = px.colors.qualitative.D3
 FRONT = {"color": "#222", "width": 1.5}
-# Plotly's own tool bar offers to upload the chart to its makers: this page keeps its data to itself.
-CONFIG = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
-LAYOUT = {"template": "plotly_white", "height": 420, "margin": {"t": 30, "l": 70, "r": 20, "b": 60}}
 ACCURACY = "validation accuracy"
 PROPORTIONS = {"tickvals": [-1, 0, 1], "ticktext": ["0.5", "1", "2"]}
 SYMBOLS = {"pruned": "x"}
@@ -30,29 +24,16 @@ PARALLEL_SAYS = (
     "Each line is a trial. Axes of channel groups show the proportion that was asked for, before the budget scales all "
     "of them alike; a group that its network lacks lies at 1. Drag along an axis to pick trials; wide plots scroll."
 )
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
-    "pre{overflow-x:auto}h2{margin:2.5rem 0 0}p{margin:.2rem 0 .5rem;color:#444}.wide{overflow-x:auto}"
-)
 
 
 def write_page(path: Path, title: str, summary: str, trials: pd.DataFrame, group: str | None = None) -> None:
     """Write the page of one search, or, with the column `group`, of several; raises InvalidRun."""
     complete = trials[trials["state"] == "complete"]
-    plots = [_section("Optimisation history", HISTORY_SAYS, _history(trials, group), first=True)]
-    plots += [_section(f"Accuracy against {AXES[cost]}", FRONT_SAYS, _front(complete, cost, group)) for cost in COSTS]
-    plots += [_section("Parallel coordinates", PARALLEL_SAYS, _parallel(complete))]
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>\n'
-        f"<h1>{escape(title)}</h1>\n<pre>{escape(summary)}</pre>\n" + "\n".join(plots) + "\n</html>\n",
+    fronts = [(f"Accuracy against {AXES[cost]}", FRONT_SAYS, _front(complete, cost, group)) for cost in COSTS]
+    history = ("Optimisation history", HISTORY_SAYS, _history(trials, group))
+    write_sections(
+        path, title, summary, [history, *fronts, ("Parallel coordinates", PARALLEL_SAYS, _parallel(complete))]
     )
-
-
-def _section(title: str, says: str, figure: go.Figure, first: bool = False) -> str:
-    """Heading, one sentence, plot; the first one brings the drawing code for all."""
-    plot = figure.to_html(full_html=False, include_plotlyjs=first, config=CONFIG)
-    return f'<h2>{title}</h2>\n<p>{says}</p>\n<div class="wide">{plot}</div>'
 
 
 def _history(trials: pd.DataFrame, group: str | None) -> go.Figure:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..training.folder import write_text
+from ..training.page import COLOURS, LAYOUT, write_sections
 from .findings import ARMS
-from .page import COLOURS, CONFIG, LAYOUT, STYLE
 
 SENSITIVITY = ("group", "ratio", "accuracy")  # columns of a scan: one group narrowed at a time
 WIDTHS_SAYS = "Channels of each group before (pale) and after; a group at 0 went with its residual branch."
 SCAN_SAYS = "Validation accuracy when one group alone is narrowed by a ratio; a line is a group."
 HISTORY_SAYS = "What the method recorded as it went."
 VERDICT_SAYS = "Test accuracy of each arm: a point per seed, the mean with one standard deviation beside them."
-WRAP = "pre{white-space:pre-wrap}"
 PLOT, ROW = 420, 220  # heights in pixels
 
 
@@ -40,13 +37,7 @@ def write_shrink_page(
         sections.append(("The method's history", HISTORY_SAYS, history_figure(history)))
     if trainings is not None:
         sections.insert(0, ("Verdict", VERDICT_SAYS, verdict_figure(trainings)))
-    plots = [_section(*section, first=number == 0) for number, section in enumerate(sections)]
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}{WRAP}</style>\n"
-        f"<h1>{escape(title)}</h1>\n<pre>{escape(summary)}</pre>\n" + "\n".join(plots) + "\n</html>\n",
-    )
+    write_sections(path, title, summary, sections)
 
 
 def widths_figure(before: Mapping[str, int], after: Mapping[str, int]) -> go.Figure:
@@ -107,9 +98,3 @@ def verdict_figure(trainings: pd.DataFrame) -> go.Figure:
 def _lines(history: pd.DataFrame) -> list[str]:
     """Numeric columns after the first."""
     return [str(name) for name in history.columns[1:] if pd.api.types.is_numeric_dtype(history[name])]
-
-
-def _section(title: str, says: str, figure: go.Figure, first: bool) -> str:
-    """Heading, one sentence, plot; the first one brings the drawing code for all."""
-    plot = figure.to_html(full_html=False, include_plotlyjs=first, config=CONFIG)
-    return f'<h2>{title}</h2>\n<p>{says}</p>\n<div class="wide">{plot}</div>'

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pocketzoo as pz
-from pocketzoo.search.methods.method import Proposal, Task
+from pocketzoo.search.methods.method import Method, Proposal, Task
 from pocketzoo.search.shrink import absolute, cut
 from pocketzoo.training.data import DataSet, load_data
 from pocketzoo.training.recipe import Recipe
@@ -33,6 +33,20 @@ def task_of(model: nn.Module | str, budget: str = "macs=40%", folder: Path | Non
     graph = pz.trace(model.eval(), (1, 1, RESOLUTION, RESOLUTION))
     settings = {"epochs": 2, "batch_size": 16, **recipe}
     return Task(model, graph, digits(), absolute(budget, graph), Recipe(**settings), folder)
+
+
+def check_reads_nothing_left_out(method: Method, name: str, column: str, within: float) -> None:
+    """Within the budget, the proposed weights read no channel that goes; `column` of the history is no worse for it."""
+    task = task_of(name)
+    before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
+    proposal = method.propose(task)
+    check_proposal(task, proposal)
+    _, keep = cut(task.graph, proposal)
+    x = task.data.info.normalise(task.data.val.images[:4])
+    masked = task.graph.mask(proposal.model, keep).eval()
+    torch.testing.assert_close(proposal.model.eval()(x), masked(x))
+    assert (proposal.history[column] <= proposal.history["error"] + within).all()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in task.model.state_dict().items())
 
 
 def check_proposal(task: Task, proposal: Proposal) -> None:

@@ -425,6 +425,25 @@ def test_a_layer_without_description_is_refused() -> None:
         replaced("head.0", nn.Bilinear(2, 2, 2))
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_tensors_that_training_registered_in_another_order_find_their_places(known: bool) -> None:
+    architecture = Architecture.of("lenet5", num_classes=3)
+    model = architecture.build().eval()
+    weight = model.conv1.weight
+    del model.conv1.weight
+    model.conv1.weight = weight  # now after the bias
+    assert list(model.state_dict())[:2] == ["conv1.bias", "conv1.weight"]
+    back = packed_and_back(model, architecture) if known else packed_and_back(model, into=architecture.build())
+    assert {name: bits(t) for name, t in back.state_dict().items()} == {
+        n: bits(t) for n, t in model.state_dict().items()
+    }
+
+
+def test_a_model_that_is_not_its_architecture_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="in one of them only"):
+        pack_model(Architecture.of("lenet5").build(), Architecture.of("lenet_300_100"))
+
+
 def test_another_module_than_the_one_that_was_packed_is_refused() -> None:
     data = pack_model(Net()).data
     with pytest.raises(CorruptFile, match="not those of the module"):

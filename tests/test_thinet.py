@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from pocketzoo import Architecture, InvalidSetting, UntraceableModel, trace
+from digit_tasks import check_reads_nothing_left_out
+from pocketzoo import InvalidSetting, UntraceableModel, trace
 from pocketzoo.search.methods.activations import Sampler, contributions, outputs_of, reading_layers, weight_of
 from pocketzoo.search.methods.method import Task, method_named
-from pocketzoo.search.methods.thinet import ThiNet, kept_channels, removal_order
+from pocketzoo.search.methods.thinet import ThiNet, removal_order
 from pocketzoo.search.shrink import absolute, cut
 from pocketzoo.training.data import DataSet, load_data
 from pocketzoo.training.recipe import Recipe
@@ -97,7 +98,7 @@ def test_scaling_is_the_least_squares_of_equation_7(data: DataSet) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).eval()
     task = task_of(model, data)
     proposal = ThiNet(images=len(data.train), locations=1).propose(task)
-    kept = kept_channels(task.graph, task.graph.select(proposal.scores, proposal.widths))
+    kept = ~task.graph.dropped(task.graph.select(proposal.scores, proposal.widths))
     kept = kept[task.graph.channels_of("1")]
     assert 0 < kept.sum() == proposal.widths["1"] < 12
     # every batch looks at all 10 outputs: the whole training split is in the regression
@@ -131,20 +132,7 @@ def test_dead_channels_go_and_nothing_is_lost(data: DataSet) -> None:
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "shufflenet_v1_g3_x0_25", "shufflenet_v2_x0_5", "squeezenet1_1"])
 def test_every_kind_of_net(name: str) -> None:
-    data = load_data("digits", resolution=32)
-    torch.manual_seed(0)
-    model = Architecture.of(name, in_channels=1, num_classes=10, resolution=32).build()
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    task = task_of(model, data)
-    proposal = ThiNet(images=8, locations=4).propose(task)
-    assert 0.97 <= task.graph.price(proposal.widths).macs / task.budget.limits["macs"] <= 1
-    network, keep = cut(task.graph, proposal)
-    x = data.info.normalise(data.val.images[:4])
-    masked = task.graph.mask(proposal.model, keep).eval()
-    torch.testing.assert_close(proposal.model.eval()(x), masked(x))  # it reads nothing that is left out
-    assert (proposal.history["scaled_error"] <= proposal.history["error"] + 1e-6).all()
-    assert network.eval()(x).shape == (4, 10)
-    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    check_reads_nothing_left_out(ThiNet(images=8, locations=4), name, "scaled_error", 1e-6)
 
 
 def test_a_layer_of_another_kind_is_named(data: DataSet) -> None:

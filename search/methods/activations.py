@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from ...errors import UntraceableModel
+from ...errors import InvalidSetting, UntraceableModel
 from ...graph.channel_graph import ChannelGraph
 from ...graph.masks import Reader
 from ...training.data import DataInfo, Split
@@ -169,6 +170,20 @@ def by_position(module: nn.Module, x: Tensor) -> Tensor:
 
 
 # -- samples of what a layer reads -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Settings of what is sampled: training images, random places of each layer's output, the seed of both."""
+
+    images: int = 256
+    locations: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "locations"):
+            if getattr(self, name) < 1:
+                raise InvalidSetting(f"{name} is {getattr(self, name)}; expected a positive number")
 
 
 class Sampler:

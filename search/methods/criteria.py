@@ -9,6 +9,7 @@ group are one layer's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Criterion(ABC):
     """Channels that score lowest go first.
 
     `images` of the training split are looked at, drawn with `seed`. Raises InvalidSetting.
@@ -40,9 +41,9 @@ class Criterion:
         if self.images < 1:
             raise InvalidSetting(f"images is {self.images}; expected a positive number")
 
+    @abstractmethod
     def channel_scores(self, task: Task) -> Floats:
         """One number a channel, [n_channels], larger for those worth keeping."""
-        raise NotImplementedError
 
     def propose(self, task: Task) -> Proposal:
         """Score the channels, make layers comparable and let one threshold meet the budget."""

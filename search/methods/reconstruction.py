@@ -18,9 +18,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 
-from ...errors import InvalidSetting
 from ...training.evaluate import device_of
 from .activations import (
+    Sampled,
     Sampler,
     batches,
     contributions,
@@ -33,7 +33,7 @@ from .activations import (
     weight_of,
 )  # fmt: skip
 from .method import Proposal, Task
-from .thinet import kept_channels, selectable, uniform_widths
+from .thinet import selectable, uniform_widths
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ RIDGE = 1e-6  # of the mean square of what is read: solves where channels repeat
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Sampled):
     """Channels are chosen by LASSO, and the layers that read them re-fitted to give the outputs of the whole network.
 
     Equation 1 of the paper, layer by layer in the order in which they run, on what the network pruned so far makes of
@@ -57,15 +57,6 @@ class Reconstruction:
     each layer is fitted when it is reached.
     """
 
-    images: int = 256
-    locations: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("images", "locations"):
-            if getattr(self, name) < 1:
-                raise InvalidSetting(f"{name} is {getattr(self, name)}; expected a positive number")
-
     def propose(self, task: Task) -> Proposal:
         """Uniform widths, channels by LASSO, weights by least squares."""
         graph, widths = task.graph, uniform_widths(task.graph, task.budget)
@@ -77,7 +68,7 @@ class Reconstruction:
             reached = [(group, own) for group, own in waiting if np.isin(own, reader.channels).any()]
             for group, own in reached:
                 scores[own] = lasso_scores(*pair.regression(own, kept), widths[group])
-                chosen = kept_channels(graph, graph.select(graph.by_group(scores), widths, strict=False))
+                chosen = ~graph.dropped(graph.select(graph.by_group(scores), widths, strict=False))
                 scores[own] = kept[own] = chosen[own]
             waiting = [(group, own) for group, own in waiting if not np.isin(own, reader.channels).any()]
             rows.append({"layer": path, **pair.fit(path, kept)})

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidSetting
-from ...graph.channel_graph import ChannelGraph, Keep
+from ...graph.channel_graph import ChannelGraph
 from ..budget import UNITS, Budget
 from ..latency import model_of, priced
 from ..projection import Limits
@@ -72,7 +72,7 @@ class Slimming:
             scores = graph.by_group(scales.completed(scales.largest(model)))
             budget = _looser(task.budget, excess ** (1 - (number + 1) / self.passes))
             widths = widths_by_score(graph, scores, budget)
-            gone = _not_kept(graph, graph.select(scores, widths, strict=False))
+            gone = graph.dropped(graph.select(scores, widths, strict=False))
         return Proposal(widths, scores, model, pd.DataFrame(epochs))
 
     def weight(self, task: Task, average: float) -> float:
@@ -107,15 +107,3 @@ def _looser(budget: Budget, factor: float) -> Budget:
     """The budget with every limit times the factor."""
     limits = {name: float(limit) * factor for name, limit in budget.to_dict().items() if name in UNITS}
     return budget.replaced(**limits)
-
-
-def _not_kept(graph: ChannelGraph, keep: Keep) -> Bools:
-    """[channels] whether a channel of some group is in none that is kept."""
-    of_groups, kept = np.zeros(graph.n_channels, dtype=bool), np.zeros(graph.n_channels, dtype=bool)
-    for group, layers in graph.members.items():
-        for layer in layers:
-            channels = graph.channels_of(layer)
-            own = keep[group][layer] if len(layers) > 1 else keep[group]
-            of_groups[channels] = True
-            kept[channels[np.asarray(own, dtype=np.int64)]] = True
-    return of_groups & ~kept

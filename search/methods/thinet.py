@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ...errors import InvalidSetting
-from ...graph.channel_graph import ChannelGraph, Keep, Widths
+from ...graph.channel_graph import ChannelGraph, Widths
 from ...graph.masks import Reader
 from ...training.evaluate import device_of
 from ..budget import Budget
 from ..latency import model_of, priced
 from ..projection import project
 from .activations import (
+    Sampled,
     Sampler,
     batches,
     contributions,
@@ -37,7 +37,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class ThiNet:
+class ThiNet(Sampled):
     """Channels that the next layer's output can do without go first; those that stay are scaled to make up for them.
 
     The paper compresses each layer alike, so widths are uniform shares. From `images` of the training split, at
@@ -50,15 +50,6 @@ class ThiNet:
     after each, here training comes after all.
     """
 
-    images: int = 256
-    locations: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("images", "locations"):
-            if getattr(self, name) < 1:
-                raise InvalidSetting(f"{name} is {getattr(self, name)}; expected a positive number")
-
     def propose(self, task: Task) -> Proposal:
         """Uniform widths, channels by the greedy algorithm, weights scaled by least squares."""
         graph, readers = task.graph, reading_layers(task.graph, task.model)
@@ -68,7 +59,7 @@ class ThiNet:
         for _, own in selectable(graph):
             ranks[own[removal_order(shared_gram(own, readers, grams))]] = np.arange(len(own))
         scores = graph.by_group(ranks)
-        kept = kept_channels(graph, graph.select(scores, widths, strict=False))
+        kept = ~graph.dropped(graph.select(scores, widths, strict=False))
         model = copy.deepcopy(task.model)
         rows = [self._scale(path, model.get_submodule(path), readers[path], grams[path], kept) for path in readers]
         return Proposal(widths, scores, model, pd.DataFrame(rows))
@@ -107,17 +98,6 @@ def uniform_widths(graph: ChannelGraph, budget: Budget) -> Widths:
 def selectable(graph: ChannelGraph) -> list[tuple[str, npt.NDArray[np.int64]]]:
     """Group and channels of each layer whose channels are chosen one by one."""
     return [(group, np.unique(graph.channels_of(layer))) for group, layers in graph.members.items() for layer in layers]
-
-
-def kept_channels(graph: ChannelGraph, keep: Keep) -> Bools:
-    """[n_channels], False for those that `keep` leaves out."""
-    kept = np.ones(graph.n_channels, dtype=bool)
-    for group, layers in graph.members.items():
-        for layer in layers:
-            chosen = keep[group][layer] if isinstance(keep[group], Mapping) else keep[group]
-            own = graph.channels_of(layer)
-            kept[np.setdiff1d(own, own[chosen])] = False
-    return kept
 
 
 def shared_gram(own: npt.NDArray[np.int64], readers: Mapping[str, Reader], grams: Mapping[str, Floats]) -> Floats:
