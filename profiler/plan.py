@@ -24,7 +24,7 @@ LEAST_LARGE = 64  # pixels that a network is made for from which it is measured 
 NARROWEST, WIDEST = 0.25, 1.6  # of the default width, all groups together
 PROPORTIONAL = 0.5  # share of networks whose groups all have one multiplier
 UNEVEN = 0.35  # deviation of a group from the others, in log widths, where they have not
-ALIGNMENTS = (1, 4, 8, 16)  # channels (of each group of a grouped convolution) of which widths are multiples
+ALIGNMENTS = (1, 4, 8, 16, 32)  # channels (of each group of a grouped convolution) of which widths are multiples
 MOST_MACS = 25e9
 
 
