@@ -23,6 +23,11 @@ DATA = click.option(
     "--data", required=True, metavar="DATA", help="digits, a folder of parquet files or of images, hub:owner/name."
 )
 
+MULTIPLE = click.option(
+    "--multiple", type=COUNT, default=1, show_default=True,
+    help="Widths in multiples of this, where a layer has as many channels; 16 for ONNX Runtime's convolutions.",
+)  # fmt: skip
+
 
 def example(line: str) -> str:
     """A command's epilog."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, shows_progress
+from .options import AS_JSON, COUNT, DATA, MULTIPLE, budget_options, example, print_json, shows_progress
 
 
 @click.command(
@@ -36,14 +36,15 @@ from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, 
 @click.option("--finalists", type=COUNT, default=1, show_default=True, help="Best trials trained to the end.")
 @click.option("--storage", metavar="URL", help="Any Optuna storage; SQLite in the folder by default.")
 @click.option("--resolutions", help="Image sides to search over, such as 24,32.")
+@MULTIPLE
 @click.option("--timeout", type=float, metavar="SECONDS", help="No trial begins after that.")
 @click.option("--epochs", type=COUNT, help="Epochs of the final training; a quarter of them for each trial.")
 @click.option("--seed", default=0, show_default=True, help="Seed of sampling and training.")
 @AS_JSON
 def search_command(
     model: str, data: str, trials: int, out: Path, budgets: str | None, weights: str | None, supernet: bool,
-    evaluate: str, screen: int, finalists: int, storage: str | None, resolutions: str | None, timeout: float | None,
-    epochs: int | None, seed: int, as_json: bool, **limits: str | None,
+    evaluate: str, screen: int, finalists: int, storage: str | None, resolutions: str | None, multiple: int,
+    timeout: float | None, epochs: int | None, seed: int, as_json: bool, **limits: str | None,
 ) -> None:  # fmt: skip
     """Search the best network of a family under a budget; MODEL is a zoo name or your own module:factory.
 
@@ -63,7 +64,7 @@ def search_command(
         model, data, Budget(**chosen) if chosen else None, trials, out, weights=weights, supernet=supernet,
         evaluate=evaluate, screen=screen, finalists=finalists, storage=storage, seed=seed, recipe=recipe,
         timeout=timeout, budgets=budgets.split(",") if budgets else None,
-        resolutions=_sides(resolutions), progress=shows_progress(),
+        resolutions=_sides(resolutions), multiple=multiple, progress=shows_progress(),
     )  # fmt: skip
     if as_json:
         difference = study.difference.to_dict() if study.difference else None

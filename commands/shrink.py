@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import AS_JSON, COUNT, DATA, budget_options, example, print_json, shows_progress
+from .options import AS_JSON, COUNT, DATA, MULTIPLE, budget_options, example, print_json, shows_progress
 
 if TYPE_CHECKING:
     from ..search.shrink import Shrunk
@@ -46,6 +46,7 @@ def _print_methods() -> None:
     help="How widths are found; `--method help` lists all, with their settings.",
 )  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method.")
+@MULTIPLE
 @click.option(
     "--verdict", "asks_verdict", is_flag=True,
     help="Train what the outcome must be held against as well: fresh weights, uniform widths, random widths.",
@@ -57,8 +58,8 @@ def _print_methods() -> None:
 @click.option("--trust", multiple=True, metavar="MODULE:FACTORY", help="Import your own network from here.")
 @AS_JSON
 def shrink_command(
-    model: str, data: str, method: str, settings: Sequence[str], asks_verdict: bool, seeds: int, out: Path,
-    epochs: int | None, seed: int, trust: Sequence[str], as_json: bool, **limits: str | None,
+    model: str, data: str, method: str, settings: Sequence[str], multiple: int, asks_verdict: bool, seeds: int,
+    out: Path, epochs: int | None, seed: int, trust: Sequence[str], as_json: bool, **limits: str | None,
 ) -> None:  # fmt: skip
     """Find widths by pruning under a budget, cut and train on; MODEL is a run, a zoo name or your own module:factory.
 
@@ -76,7 +77,7 @@ def shrink_command(
     pairs = _pairs(settings)
     chosen = {} if epochs is None else {"epochs": epochs}
     recipe = recipe_of(model, load_data(data, resolution=resolution_of(model, trust)), seed=seed, **chosen)
-    options: dict[str, Any] = {"settings": pairs, "out": out, "recipe": recipe, "trust": trust}
+    options: dict[str, Any] = {"settings": pairs, "out": out, "recipe": recipe, "multiple": multiple, "trust": trust}
     if asks_verdict:
         found = verdict(model, data, given, method, seeds=seeds, progress=shows_progress(), **options)
         _show(found, found.small, out, as_json, json.loads(found.findings.to_json()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,27 @@ Scores = dict[str, Any]  # group -> one number a channel; of a group tied by siz
 COLUMNS = ("params", "macs", "flops", "activations", "peak_memory_bytes", "memory_access", "energy_uj")
 
 
-def trace(model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[int]]) -> ChannelGraph:
+def trace(
+    model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[int]], *, multiple: int = 1
+) -> ChannelGraph:  # fmt: skip
     """Follow one forward pass of any module on the meta device and return its channel graph.
 
-    `input_shape` is [N, C, H, W] of one input, or a list of shapes. The model is not touched and nothing is computed.
-    Raises UntraceableModel when what runs depends on values, with file and line.
+    `input_shape` is [N, C, H, W] of one input, or a list of shapes. Widths are to be chosen in multiples of `multiple`
+    (see `ChannelGraph.steps`). The model is not touched and nothing is computed. Raises UntraceableModel when what
+    runs depends on values, with file and line.
     """
     first = input_shape[0]
     shapes = [tuple(input_shape)] if isinstance(first, int) else [tuple(s) for s in input_shape]  # type: ignore[arg-type]
-    return ChannelGraph(model, shapes, follow(model, shapes))  # type: ignore[arg-type]
+    return ChannelGraph(model, shapes, follow(model, shapes), multiple)  # type: ignore[arg-type]
 
 
 class ChannelGraph:
     """Groups of tied channels, what constrains them, and what every operator costs as a function of their widths."""
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> None:
-        self.model, self.inputs, self._first = model, list(inputs), first
+    def __init__(self, model: nn.Module, inputs: Sequence[Shape], first: Tracer, multiple: int = 1) -> None:
+        if multiple < 1:
+            raise InvalidWidths(f"widths cannot go in multiples of {multiple}; expected at least 1")
+        self.model, self.inputs, self._first, self.multiple = model, list(inputs), first, multiple
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -89,9 +95,13 @@ class ChannelGraph:
 
     @cached_property
     def steps(self) -> Widths:
-        """What each width must be a multiple of."""
-        steps = steps_of(self._tracer, self._symbols)
-        return {self._names[s]: steps[s] for s in self._symbols}
+        """What each width is chosen in multiples of: what it must be, and `multiple` where there are as many channels.
+
+        Runtimes work on blocks of channels; widths that leave a block half full can cost more than the full block.
+        """
+        must = {self._names[s]: step for s, step in steps_of(self._tracer, self._symbols).items()}
+        wanted = {name: lcm(step, self.multiple) for name, step in must.items()}
+        return {name: wanted[name] if wanted[name] <= self.groups[name] else must[name] for name in self.groups}
 
     @cached_property
     def _branches(self) -> list[Branch]:

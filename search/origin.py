@@ -39,11 +39,11 @@ class Origin:
     @classmethod
     def of(
         cls, model: nn.Module | Architecture | str | Path, data: DataSet, recipe: Recipe, folder: Path | None, *,
-        trust: Sequence[str] = (), progress: bool = False,
+        trust: Sequence[str] = (), multiple: int = 1, progress: bool = False,
     ) -> Origin:  # fmt: skip
         """A module as it is, a run's folder or file as it was saved; a name or Architecture is trained by the recipe.
 
-        Raises what `graph_before` does.
+        Widths go in multiples of `multiple`. Raises what `graph_before` does.
         """
         if (there := _there(model, data, trust)) is not None:
             network, architecture = there
@@ -52,20 +52,20 @@ class Origin:
             architecture = _architecture(model, data)
             network = _trained(architecture, data, recipe, folder, progress)
             record = folder or network
-        return cls(network, architecture, _graph(network, architecture, data), _result_of(record))
+        return cls(network, architecture, _graph(network, architecture, data, multiple), _result_of(record))
 
 
 def graph_before(
-    model: nn.Module | Architecture | str | Path, data: DataSet, trust: Sequence[str] = ()
+    model: nn.Module | Architecture | str | Path, data: DataSet, trust: Sequence[str] = (), multiple: int = 1
 ) -> ChannelGraph:  # fmt: skip
     """The graph of the network that is to shrink, before anything is trained or written.
 
     Raises InvalidData where a saved network was made for other classes, UntraceableModel where no width can vary.
     """
     if (there := _there(model, data, trust)) is not None:
-        return _graph(*there, data)
+        return _graph(*there, data, multiple)
     architecture = _architecture(model, data)
-    return _searchable(architecture.graph(), architecture.family)
+    return _searchable(architecture.graph(multiple=multiple), architecture.family)
 
 
 def resolution_of(model: nn.Module | Architecture | str | Path, trust: Sequence[str]) -> int | None:
@@ -104,8 +104,8 @@ def _architecture(model: nn.Module | Architecture | str | Path, data: DataSet) -
     return fitted(model, data)
 
 
-def _graph(network: nn.Module, architecture: Architecture | None, data: DataSet) -> ChannelGraph:
-    graph = trace(network, (1, data.in_channels, data.resolution, data.resolution))
+def _graph(network: nn.Module, architecture: Architecture | None, data: DataSet, multiple: int) -> ChannelGraph:
+    graph = trace(network, (1, data.in_channels, data.resolution, data.resolution), multiple=multiple)
     return _searchable(graph, architecture.family if architecture else "the model")
 
 

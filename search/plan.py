@@ -46,6 +46,7 @@ class Plan:
     recipe: Recipe | None = None  # of the final trainings
     trial_recipe: Recipe | None = None
     resolutions: Sequence[int] = ()
+    multiple: int = 1  # what widths go in multiples of
     sampler: optuna.samplers.BaseSampler | None = None
     pruner: optuna.pruners.BasePruner | None = None
     timeout: float | None = None  # seconds, after which no trial begins
@@ -57,6 +58,8 @@ class Plan:
             raise InvalidSetting(f"trials is {self.trials}; expected at least 1")
         if self.finalists < 1:
             raise InvalidSetting(f"finalists is {self.finalists}; expected at least 1")
+        if self.multiple < 1:
+            raise InvalidSetting(f"multiple is {self.multiple}; widths go in multiples of at least 1")
         if self.screen < 2:
             raise InvalidSetting(f"screen is {self.screen}; expected at least 2 candidates to choose from")
         if self.supernet and self.weights is not None:
@@ -120,6 +123,7 @@ class Plan:
         judged = {"evaluate": str(self.stages)} if str(self.stages) != TRAIN else {}
         screened = {"screen": self.screen} if self.stages.screen else {}
         parent = {SUPERNET: True} if self.supernet else {}
+        stepped = {"multiple": self.multiple} if self.multiple != 1 else {}
         return {
             "kind": "search",
             "architecture": json.loads(self.base.to_json()),
@@ -133,6 +137,7 @@ class Plan:
             **judged,
             **screened,
             **parent,
+            **stepped,
         }
 
     @property

@@ -45,6 +45,7 @@ def run_search(
     timeout: float | None = None,
     budgets: Sequence[str | float | Budget] | None = None,
     resolutions: Sequence[int] = (),
+    multiple: int = 1,
     progress: bool = False,
 ) -> Study:
     """Find widths (and the family's own choices) that make the best of a budget; leave model and record in `out`.
@@ -58,7 +59,8 @@ def run_search(
     candidates that the sampler proposes for a trial the best by that screen is taken. Of several `finalists`, the best
     trials, all trained to the end, the best on the validation images wins. `storage` is any Optuna URL or
     storage; several processes that give the same one, or the same `out`, share one study. `budgets` sweeps MAC limits
-    (`"2M"`) or whole Budgets, each on top of `budget`. `timeout` in seconds ends the trials. `resume=False` refuses a
+    (`"2M"`) or whole Budgets, each on top of `budget`. Widths go in multiples of `multiple`
+    where a layer has as many channels. `timeout` in seconds ends the trials. `resume=False` refuses a
     folder with a search in it. Raises what its parts do, all of them PocketzooError.
     """
     if not resume and (Path(out) / FINGERPRINT).exists():
@@ -83,6 +85,7 @@ def run_search(
         recipe=recipe,
         trial_recipe=trial_recipe,
         resolutions=tuple(resolutions),
+        multiple=multiple,
         sampler=sampler,
         pruner=pruner,
         timeout=timeout,

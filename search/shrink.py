@@ -107,13 +107,15 @@ def shrink(
     out: str | Path | None = None,
     recipe: Recipe | None = None,
     finetune: Recipe | None = None,
+    multiple: int = 1,
     trust: Sequence[str] = (),
     progress: bool = False,
 ) -> Shrunk:
     """Let a method find widths within the budget, cut the network to them and train on what is left.
 
     `model` is a trained module, a run's folder or file, or a name or Architecture, which `recipe` trains first.
-    `budget` may be relative: `"macs=40%"`. With `out` every stage is kept there, and the same call goes on where it was
+    `budget` may be relative: `"macs=40%"`. Widths go in multiples of `multiple` where a layer has as many channels, for
+    runtimes that work on blocks of them. With `out` every stage is kept there, and the same call goes on where it was
     stopped; a finished run is read. Raises what its parts do, all of them PocketzooError; BudgetTooSmall before
     anything is trained.
     """
@@ -122,12 +124,14 @@ def shrink(
     recipe = recipe or recipe_of(model, dataset)
     finetune = finetune or finetune_recipe(recipe)
     chosen = chosen_method(method, settings)
-    graph = graph_before(model, dataset, trust)  # before a folder is begun and hours are spent
+    graph = graph_before(model, dataset, trust, multiple)  # before a folder is begun and hours are spent
     absolute(budget, graph)
     if isinstance(chosen, Choosy):
         chosen.check(graph)
-    folder = None if out is None else _opened(out, model, dataset, budget, chosen, recipe, finetune)
-    origin = Origin.of(model, dataset, recipe, folder and folder / PARENT, trust=trust, progress=progress)
+    folder = None if out is None else _opened(out, model, dataset, budget, chosen, recipe, finetune, multiple)
+    origin = Origin.of(
+        model, dataset, recipe, folder and folder / PARENT, trust=trust, multiple=multiple, progress=progress
+    )
     limit = absolute(budget, origin.graph)
     task = MeteredTask(
         _on_device(origin.model), origin.graph, dataset, limit, recipe, folder and folder / METHOD, progress
@@ -195,14 +199,14 @@ def cut(graph: ChannelGraph, proposal: Proposal) -> tuple[nn.Module, Keep]:
 
 def _opened(
     out: str | Path, model: nn.Module | Architecture | str | Path, data: DataSet, budget: Budget | str, method: Method,
-    recipe: Recipe, finetune: Recipe,
+    recipe: Recipe, finetune: Recipe, multiple: int,
 ) -> Path:  # fmt: skip
     if isinstance(model, nn.Module):
         raise InvalidSetting("a bare module could not be loaded again: give it as module:factory, or leave `out`")
     named = model.to_json() if isinstance(model, Architecture) else str(model)
     return open_folder(out, {
         "kind": "shrink", "model": named, "data": data.hash, "budget": str(budget), "method": repr(method),
-        "recipe": asdict(recipe), "finetune": asdict(finetune),
+        "recipe": asdict(recipe), "finetune": asdict(finetune), **({"multiple": multiple} if multiple != 1 else {}),
     })  # fmt: skip
 
 

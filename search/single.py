@@ -65,7 +65,7 @@ def prepared(plan: Plan, parent: Parent | None = None) -> tuple[Space, Parent | 
     Candidates that are judged by inheritance keep the parent's structure. The parent is None where there is none, or
     none yet. Raises BudgetTooSmall, WeightsMismatch for a parent that does not fit, UndefinedProxy.
     """
-    space = Space(plan.base, plan.budget, plan.resolutions)
+    space = Space(plan.base, plan.budget, plan.resolutions, plan.multiple)
     if plan.weights is not None and parent is None:
         parent = Parent.load(plan.weights, plan.base)
     if plan.stages.inherits:

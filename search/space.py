@@ -41,14 +41,16 @@ Structure = dict[str, Any]  # choice -> option
 class Space:
     """The networks that a search of `base` under `budget` may visit; every one of them meets the budget.
 
+    Widths go in multiples of `multiple` where a group has as many channels.
+
     Options with which no network of the family fits are left out before anything is sampled. Raises BudgetTooSmall
     when nothing is left, OutsideCalibration when the device's model prices none of them, and UntraceableModel when no
     channel group can vary.
     """
 
-    def __init__(self, base: Architecture, budget: Budget, resolutions: Sequence[int] = ()) -> None:
+    def __init__(self, base: Architecture, budget: Budget, resolutions: Sequence[int] = (), multiple: int = 1) -> None:
         self.base = base.with_widths(None)
-        self.budget = budget
+        self.budget, self.multiple = budget, multiple
         self.latency = model_of(budget)
         self._graphs: dict[str, ChannelGraph] = {}
         self._family = None if base.is_foreign else registry.find(base.family)[0]
@@ -153,7 +155,7 @@ class Space:
 
     def _graph(self, arch: Architecture) -> ChannelGraph:
         if arch.key not in self._graphs:
-            graph = arch.graph()
+            graph = arch.graph(multiple=self.multiple)
             if not graph.groups:
                 frozen = ", ".join(f"{name} ({why})" for name, why in graph.frozen.items())
                 raise UntraceableModel(f"{arch.family} has no channels whose number can vary: {frozen}")

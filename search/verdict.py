@@ -90,6 +90,7 @@ def verdict(
     settings: Mapping[str, Any] | None = None,
     recipe: Recipe | None = None,
     finetune: Recipe | None = None,
+    multiple: int = 1,
     trust: Sequence[str] = (),
     progress: bool = False,
 ) -> Verdict:
@@ -122,7 +123,8 @@ def verdict(
         run = place / "shrink" if first else folder
         with remaining.training(f"seed {seed}: parent, method and fine-tuning", (run / RESULT_NAME).exists()):
             small = shrink(model, data, budget, seeded(chosen, number), out=run, recipe=own,
-                           finetune=finetune.with_settings(seed=seed), trust=trust, progress=progress)  # fmt: skip
+                           finetune=finetune.with_settings(seed=seed), multiple=multiple, trust=trust,
+                           progress=progress)  # fmt: skip
         first = first or small
         account = Account(small, dataset)
         rows += account.shrunk(seed)

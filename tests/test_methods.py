@@ -73,10 +73,10 @@ def data() -> DataSet:
     return pz.load_data("digits", subset=400)
 
 
-def task_for(net: str, folder: Path | None = None, epochs: int = 1) -> Task:
+def task_for(net: str, folder: Path | None = None, epochs: int = 1, multiple: int = 1) -> Task:
     torch.manual_seed(0)
     model = NETS[net]()
-    graph = pz.trace(model, SHAPE)
+    graph = pz.trace(model, SHAPE, multiple=multiple)
     budget = pz.Budget(macs=SHARE * graph.price().macs)
     return Task(model, graph, data(), budget, Recipe(epochs=epochs, batch_size=64), folder)
 
@@ -127,6 +127,17 @@ def test_every_method_meets_the_budget_with_a_network_that_runs(name: str, net: 
     after = task.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before), "the task's model was changed"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in (*EVERYWHERE, "morphnet") else pytest.mark.slow) for n in METHODS]
+)
+def test_every_method_keeps_to_the_multiple(name: str, tmp_path: Path) -> None:
+    task = task_for("chain", multiple=4)
+    assert list(task.graph.steps.values()) == [4, 4, 4]
+    proposal = made(name, task.graph, tmp_path).propose(task)
+    check_meets_the_budget(task, proposal)
+    assert [width % 4 for width in proposal.widths.values()] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("name", METHODS)

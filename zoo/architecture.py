@@ -106,12 +106,12 @@ class Architecture:
             initialise(resized)
         return resized
 
-    def graph(self) -> ChannelGraph:
-        """The network's channel graph, built without memory where the family is ours."""
+    def graph(self, *, multiple: int = 1) -> ChannelGraph:
+        """The network's channel graph, built without memory where the family is ours; as `graph.trace`."""
         from ..graph.channel_graph import trace
 
         with contextlib.nullcontext() if self.is_foreign else torch.device("meta"):
-            return trace(self.build(), self.input_shape)
+            return trace(self.build(), self.input_shape, multiple=multiple)
 
     def _build_default(self) -> nn.Module:
         if self.is_foreign:

@@ -33,6 +33,8 @@ class Membership:
         self.n_channels = graph.n_channels
         self._layers = np.array([len(graph.members[name]) for name in names], dtype=np.int64)
         self._step = np.array([graph.steps[name] for name in names], dtype=np.int64)
+        default = np.array([graph.groups[name] for name in names], dtype=np.int64)
+        self._most = default // self._step * self._step
         self._least = np.where([name in graph.removable for name in names], 0, self._step)
         self._branches = [[names.index(name) for name in branch] for branch in graph.branches]
 
@@ -47,7 +49,7 @@ class Membership:
     def holding(self, counts: Ints) -> Ints:
         """[..., G] living channels of all layers of each group -> widths."""
         steps = -(-counts // (self._layers * self._step))
-        widths = np.maximum(steps * self._step, self._least)
+        widths = np.clip(steps * self._step, self._least, self._most)
         for branch in self._branches:
             gone = (widths[..., branch] == 0).any(axis=-1, keepdims=True)
             widths[..., branch] = np.where(gone, 0, widths[..., branch])
@@ -73,7 +75,7 @@ def projected(graph: ChannelGraph, model: nn.Module, living: Ints, budget: Budge
     gone = {name: 0 for name, width in widths.items() if width == 0}
     if gone:
         structure = graph.resize(copy.deepcopy(model).to("meta"), gone)
-        rest = trace(structure, graph.inputs)
+        rest = trace(structure, graph.inputs, multiple=graph.multiple)
     else:
         rest = graph
     timed = priced(rest, model_of(budget))

@@ -65,7 +65,7 @@ class MorphNet:
         histories = [first.history]
         for number in range(1, self.rounds):
             model, _ = cut(graph, latest)
-            graph = trace(model, graph.inputs)
+            graph = trace(model, graph.inputs, multiple=graph.multiple)
             latest = self._round(task, graph, model, number)
             histories.append(latest.history)
         widths = {name: latest.widths.get(name, 0) for name in task.graph.groups}  # 0: gone with an earlier round
