@@ -18,6 +18,7 @@ RECORDS = click.option(
     "--records", multiple=True, metavar="DIR", help="Folder of records to read instead of pocketzoo's and your own."
 )
 LIMITS = {**BUDGET_OPTIONS, "latency": "milliseconds an image on --device, such as 20ms"}
+LABEL = 50  # characters, at least
 SHOWN = {  # figure -> heading, its unit, digits
     "top1_percent": ("top-1, %", 1.0, 1),
     "latency_ms": ("latency, ms", 1.0, 2),
@@ -77,18 +78,24 @@ def _show(chosen: list[Verdict], picked: Picked) -> None:
     click.echo(first.network.label)
     for name, (heading, unit, digits) in SHOWN.items():
         if figure := first.cells.get(name):
-            click.echo(f"  {heading:12} {figure.value / unit:9.{digits}f}  {figure}")
+            click.echo(f"  {heading:12} {_written(figure.value / unit, digits):>9}  {figure}")
     click.echo(f"  {'create':12} {first.network.create}\n")
     columns = {name: shown for name, shown in SHOWN.items() if name in first.cells}
-    click.echo(f"{'rank':4} {'network':50}" + "".join(f" {heading:>12}" for heading, _, _ in columns.values()))
+    width = max(LABEL, *(len(verdict.row.network.label) for verdict in chosen))
+    click.echo(f"{'rank':4} {'network':{width}}" + "".join(f" {heading:>12}" for heading, _, _ in columns.values()))
     for rank, verdict in enumerate(chosen, 1):
         cells = (verdict.row.cells[name].value / unit for name, (_, unit, _) in columns.items())
         numbers = zip(cells, (digits for _, _, digits in columns.values()), strict=True)
-        says = "".join(f" {number:12.{digits}f}" for number, digits in numbers)
-        click.echo(f"{rank:4} {verdict.row.network.label:50}{says}")
+        says = "".join(f" {_written(number, digits):>12}" for number, digits in numbers)
+        click.echo(f"{rank:4} {verdict.row.network.label:{width}}{says}")
     total = len(picked.fitting) + len(picked.fallen)
     says = f": {picked.summary} (--why NAME says more)" if picked.fallen else ""
     click.echo(f"\n{len(picked.fitting)} of {total} networks with an accuracy on {picked.dataset} fit{says}")
+
+
+def _written(number: float, digits: int) -> str:
+    """So many decimals, or three digits of what is less than one."""
+    return f"{number:.{digits}f}" if number >= 1 else f"{number:.3g}"
 
 
 @click.group("leaderboard", epilog=example("pocketzoo leaderboard build --out runs/leaderboard"))

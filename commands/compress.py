@@ -72,7 +72,7 @@ def compress_command(
     steps = [(str(text), own.reindex(columns=PASS_COLUMNS)) for text, own in made.steps.groupby("recipe", sort=False)]
     passes = [printed(text, own.dropna(axis="columns", how="all")) for text, own in steps]
     print_rich(*passes, printed("recipes", made.recipes), printed("layers of the file that is kept", made.layers))
-    click.echo(f"{made}\nin {out}; index.html there shows it")
+    click.echo(f"{made}\nin {out}; index.html there shows it, `pocketzoo leaderboard add {out}` ranks it")
 
 
 @click.command("unpack", epilog=example("pocketzoo unpack runs/small/best.pz --to model.onnx"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,12 @@ from click.core import ParameterSource
 
 from ..errors import InvalidRun, InvalidSetting, PocketzooError
 from .options import AS_JSON, COUNT, example, print_json, print_rich, shows_progress
+from .saved_model import TRUST, saved_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..profiler.measure import Model
     from ..profiler.measurement import Measurement
 
 Cut = tuple[str, str, int]  # model, runtime, batch
@@ -74,6 +76,7 @@ class Share(click.ParamType[float]):
 @click.option("--rounds", type=click.IntRange(min=6), default=10, show_default=True, help="At least.")
 @click.option("--csv", "csv", type=click.Path(dir_okay=False, path_type=Path), help="Also write a table to a new file.")
 @click.option("--by-kind", is_flag=True, help="Cut each pass by kind of operator instead (eager, onnxruntime).")
+@TRUST
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.html",
               help="With --by-kind: also draw a stacked bar for each model into a new page.")  # fmt: skip
 @AS_JSON
@@ -81,19 +84,24 @@ class Share(click.ParamType[float]):
 def measure_command(
     context: click.Context, models: Sequence[str], device: str, runtime: Sequence[str] | None, threads: int,
     batch: Sequence[int], resolution: int | None, dtype: Sequence[str] | None, seconds: float, tolerance: float,
-    rounds: int, csv: Path | None, by_kind: bool, picture: Path | None, as_json: bool, zoo: bool,
+    rounds: int, csv: Path | None, by_kind: bool, picture: Path | None, as_json: bool, zoo: bool, trust: Sequence[str],
 ) -> None:  # fmt: skip
-    """Measure the latency of zoo names or module:factory."""
+    """Measure the latency of networks.
+
+    A MODEL is a zoo name, module:factory, or what a run left: its folder, a safetensors or a packed file.
+    """
     from ..profiler.measure import checked, default_runtime, measure_in_batches
     from ..profiler.runner import Protocol
 
     models = _wanted(models, zoo)
     _check_new(csv)
     _check_new(picture)
+    saved = {name: there.at(resolution) for name in models if (there := saved_model(name, trust))}
+    given = {name: saved[name].with_shape if name in saved else name for name in models}
     if by_kind:
         _refuse(context, WHOLE_PASS, "belongs to whole passes, not to --by-kind")
         cuts = list(itertools.product(models, runtime or [default_runtime(device)], batch))
-        _by_kind(cuts, device, threads, resolution, picture, as_json)
+        _by_kind(cuts, given, device, threads, resolution, picture, as_json)
         return
     _refuse(context, ("picture",), "needs --by-kind")
     protocol = Protocol(threads=threads, rounds=rounds, seconds=seconds, tolerance=tolerance)
@@ -105,13 +113,13 @@ def measure_command(
     with _Progress() as progress:
         for name, precision, images in runs:
             parts = measure_in_batches(
-                models, device=device, runtime=name, threads=threads, batch=images, resolution=resolution,
+                given, device=device, runtime=name, threads=threads, batch=images, resolution=resolution,
                 input_shape=None, dtype=precision, protocol=protocol,
                 progress=partial(progress.tell, f"{name}, batch {images}"),
             )  # fmt: skip
             try:
                 for part in parts:
-                    found += part
+                    found += [saved[m.model].said_in(m) if m.model in saved else m for m in part]
             except KeyboardInterrupt:
                 progress.stopped = f"{len(found)} of {len(runs) * len(models)} measurements were finished"
                 break
@@ -132,8 +140,8 @@ def _refuse(context: click.Context, options: Sequence[str], why: str) -> None:
         raise InvalidSetting(f"--{given[0]} {why}")
 
 
-def _by_kind(cuts: Sequence[Cut], device: str, threads: int, resolution: int | None, picture: Path | None,
-             as_json: bool) -> None:  # fmt: skip
+def _by_kind(cuts: Sequence[Cut], given: Mapping[str, Model], device: str, threads: int, resolution: int | None,
+             picture: Path | None, as_json: bool) -> None:  # fmt: skip
     from ..profiler.breakdown import breakdown, check, figure
     from ..training.folder import write_text
 
@@ -144,7 +152,7 @@ def _by_kind(cuts: Sequence[Cut], device: str, threads: int, resolution: int | N
         for model, runtime, batch in cuts:
             progress.tell(f"{runtime}, batch {batch}", f"cutting {model} ({len(tables) + 1} of {len(cuts)})")
             tables[model, runtime, batch] = breakdown(
-                model, runtime=runtime, device=device, threads=threads, resolution=resolution, batch=batch
+                given[model], runtime=runtime, device=device, threads=threads, resolution=resolution, batch=batch
             )
     if picture is not None:
         named = {f"{model}, {runtime}, batch {batch}": table for (model, runtime, batch), table in tables.items()}
@@ -248,6 +256,8 @@ def _wanted(models: Sequence[str], zoo: bool) -> Sequence[str]:
 
     if zoo == bool(models):
         raise click.UsageError("name models to measure, or say --zoo for every one")
+    if len(set(models)) < len(models):
+        raise InvalidSetting("a model is there twice; give each once")
     return list_models("*") if zoo else models
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import PocketzooError, suggestion
+from ..errors import InvalidSetting, PocketzooError, suggestion
 from .options import AS_JSON, COUNT, example, print_json, print_rich
+from .saved_model import TRUST, SavedModel, saved_model
+
+if TYPE_CHECKING:
+    from ..profiler.report import Profile
+    from ..zoo.architecture import Architecture
 
 
 @click.command("list", epilog=example("pocketzoo list 'shufflenet*'"))
@@ -48,26 +54,52 @@ def list_command(pattern: str, as_json: bool) -> None:
 @click.option("--threads", type=COUNT, default=1, show_default=True, help="Threads of the runtime.")
 @click.option("--as", "tool", type=click.Choice(["fvcore", "thop", "ptflops"]), help="What that tool prints, and why.")
 @click.option("--check", is_flag=True, help="Compare the counts with FlopCounterMode and fvcore.")
+@TRUST
 @AS_JSON
 def profile_command(
     model: str, resolution: int | None, num_classes: int | None, in_channels: int | None, batch: int, by: Any,
-    device: str | None, runtime: str | None, threads: int, tool: Any, check: bool, as_json: bool,
+    device: str | None, runtime: str | None, threads: int, tool: Any, check: bool, trust: Sequence[str], as_json: bool,
 ) -> None:  # fmt: skip
-    """Count what a zoo name or module:factory costs, and measure it where a device is named."""
-    from ..profiler.counters import as_counted_by, cross_check
-    from ..profiler.report import profile
-    from ..zoo.architecture import Architecture
+    """Count what a network costs, and measure it where a device is named.
 
-    given: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "resolution": resolution}
-    arch = Architecture.of(model, **{name: value for name, value in given.items() if value is not None})
+    MODEL is a zoo name, module:factory, or what a run left: its folder, a safetensors or a packed file.
+    """
+    from ..profiler.counters import as_counted_by, cross_check
+
     if (tool or check) and (device or runtime):
         raise PocketzooError("--as and --check only count: leave out --device and --runtime")
+    network = _network(model, num_classes, in_channels, resolution, trust)
     if tool:
-        comparison = as_counted_by(arch.build(), arch.input_shape, tool)
+        comparison = as_counted_by(network.build(), network.input_shape, tool)
         print_json(comparison.to_dict()) if as_json else print_rich(comparison.table())
     elif check:
-        found = cross_check(arch.build(), arch.input_shape)
+        found = cross_check(network.build(), network.input_shape)
         print_json({**asdict(found), "agrees": found.agrees}) if as_json else click.echo(str(found))
     else:
-        report = profile(arch, device=device, runtime=runtime, threads=threads, batch=batch)
+        report = _report(network, device=device, runtime=runtime, threads=threads, batch=batch)
         print_json(report.to_dict()) if as_json else print_rich(report.table(by=by))
+
+
+def _network(
+    model: str, num_classes: int | None, in_channels: int | None, resolution: int | None, trust: Sequence[str]
+) -> Architecture | SavedModel:
+    """What is saved there, or the Architecture of that name."""
+    from ..zoo.architecture import Architecture
+
+    saved = saved_model(model, trust)
+    if saved and (num_classes or in_channels):
+        raise InvalidSetting(f"{model} has its classes and channels: leave out --num-classes and --in-channels")
+    if saved:
+        return saved.at(resolution)
+    given: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "resolution": resolution}
+    return Architecture.of(model, **{name: value for name, value in given.items() if value is not None})
+
+
+def _report(network: Architecture | SavedModel, **where: Any) -> Profile:
+    from ..profiler.report import profile
+
+    if not isinstance(network, SavedModel):
+        return profile(network, **where)
+    report = profile(network.build(), input_shape=network.input_shape, **where)
+    measurement = network.said_in(report.measurement) if report.measurement else None
+    return replace(report, name=network.name, measurement=measurement)

@@ -26,9 +26,8 @@ from ..profiler.runner import Protocol
 from ..profiler.runtimes import TORCH, Network, run_torch
 from ..training.data import DataInfo, DataSet, load_data
 from ..training.folder import write_with
-from ..training.packed_file import is_packed, read_packed
 from ..training.run import evaluate_run
-from ..training.saved import KEY, describe, load, load_with_info, save_weights, weights_file
+from ..training.saved import KEY, describe, load, load_with_edits, save_weights, weights_file
 from ..zoo.architecture import Architecture
 from .compression import Compression
 from .passes.qat import fake_quantised
@@ -85,10 +84,9 @@ def export_model(
     targets = _targets(source, formats, Path(out) if out is not None else source.parent)
     if calibration not in CALIBRATIONS:
         raise InvalidSetting(f"no calibration {calibration!r}; expected one of {', '.join(CALIBRATIONS)}")
-    module, architecture, info = load_with_info(source, trust=trust)
+    module, architecture, info, edits = load_with_edits(source, trust=trust)
     dataset = data if isinstance(data, DataSet) else load_data(data, resolution=architecture.resolution)
     accuracy = evaluate_run(source, dataset, split="val", trust=trust).accuracy
-    edits = read_packed(source, trust=trust).edits if is_packed(source) else ()
     model = _Model(module, architecture, info, dataset, edits)
     with torch.inference_mode():
         expected = torch.cat([module(batch) for batch in model.validation.split(BATCH)])
@@ -121,7 +119,7 @@ def export_integers(compression: Compression, path: str | Path) -> float:
     Raises InvalidSetting where qat was not the last pass that changed values, ExportMismatch, InvalidRun.
     """
     data, architecture = compression.the_data("export_integers"), compression.architecture
-    metadata = {KEY: describe(architecture, data.info)} if architecture is not None else {}
+    metadata = {KEY: describe(architecture, data.info, compression.edits)} if architecture is not None else {}
     example = data.info.normalise(data.val.images[:EXAMPLES])
     network = fake_quantised(compression)
     return export_onnx(network, compression.input_shape, path, metadata, example, tolerance=INTEGER_TOLERANCE)
@@ -131,10 +129,10 @@ def calibrations(
     run: str | Path, data: str | Path | DataSet, *, images: int = IMAGES, split: str = "val", trust: Sequence[str] = ()
 ) -> pd.DataFrame:
     """A run's INT8 accuracy by calibration, beside its fp32 accuracy: calibration, accuracy, same (class as fp32)."""
-    module, architecture, info = load_with_info(run, trust=trust)
+    module, architecture, info, edits = load_with_edits(run, trust=trust)
     dataset = data if isinstance(data, DataSet) else load_data(data, resolution=architecture.resolution)
     own = getattr(dataset, split)
-    model = _Model(module, architecture, info, dataset)
+    model = _Model(module, architecture, info, dataset, edits)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pocketzoo-") as folder:
         single, whole = Path(folder) / "single.onnx", Path(folder) / "int8.onnx"
@@ -210,7 +208,7 @@ _WRITERS: Mapping[str, Callable[[_Model, Path, Path, str, Sequence[str]], Forwar
 
 
 def _write_single(model: _Model, target: Path) -> None:
-    record = {KEY: describe(model.architecture, model.info)}
+    record = {KEY: describe(model.architecture, model.info, model.edits)}
     export_onnx(model.module, model.shape, target, record, model.validation[:EXAMPLES])
 
 

@@ -18,7 +18,7 @@ from ..profiler.runner import Protocol
 from ..training.data import DataSet, load_data
 from ..training.packed_file import is_packed, read_packed, write_packed
 from ..training.recipe import Recipe, recipe_for
-from ..training.saved import load_with_info, weights_file
+from ..training.saved import load_with_edits, weights_file
 from ..zoo.architecture import Architecture
 from .compression import Compression, Pass
 from .recipes import name_of, passes, text_of
@@ -134,11 +134,11 @@ def compress_model(
 def opened(source: str | Path, trust: Sequence[str]) -> tuple[nn.Module, Architecture | None, tuple[Edit, ...]]:
     """The model of a run's folder or file, and what was done to its structure before."""
     file = weights_file(source)
-    if is_packed(file):
+    if is_packed(file):  # which may have been packed without data
         unpacked = read_packed(file, trust=trust)
         return unpacked.model, unpacked.architecture, unpacked.edits
-    model, architecture, _ = load_with_info(file, trust=trust)
-    return model, architecture, ()
+    model, architecture, _, edits = load_with_edits(file, trust=trust)
+    return model, architecture, edits
 
 
 def packed(state: Compression, header: Mapping[str, Any] | None = None) -> PackedModel:

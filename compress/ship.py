@@ -138,7 +138,7 @@ def _keep(
     costs = asdict(trace(unpacked.model, unpacked.architecture.input_shape).price())
     seconds = float(tables[number]["seconds"].iloc[0])
     record = {
-        **json.loads(row.drop("chosen").to_json()), "recipes_tried": len(choice),
+        **json.loads(row.drop("chosen").to_json()), "recipes_tried": len(choice), "folder": str(folder),
         "steps": json.loads(tables[number].to_json(orient="records")),
     }  # fmt: skip
     result = Result(
@@ -146,7 +146,7 @@ def _keep(
         training,
         {"validation": float(row["validation"]), "test": evaluate(unpacked.model, data.test, data.info).accuracy},
         {**costs, "nonzeros": int(total["nonzeros"]), "effective_macs": int(total["effective_macs"]),
-         "file_bytes": int(row["bytes"])},
+         "file_bytes": (own / PACKED_NAME).stat().st_size},
         {**provenance(data.info, seed=training.seed, seconds=seconds, source=source), "compression": record,
          "parent": parent_of(run)},
     )  # fmt: skip
@@ -160,13 +160,13 @@ def _keep(
 
 
 def parent_of(run: str | Path) -> Mapping[str, Any]:
-    """Accuracy, costs and provenance of the run that is compressed, where it has a Result."""
+    """Recipe, accuracy, costs and provenance of the run that is compressed, where it has a Result."""
     path = weights_file(run).with_name(RESULT_NAME)
     if not path.exists():
         return {"run": str(run)}
     parent = Result.from_json(path.read_text(encoding="utf-8"))
-    return {"run": str(run), "accuracy": dict(parent.accuracy), "costs": dict(parent.costs),
-            "provenance": dict(parent.provenance)}  # fmt: skip
+    return {"run": str(run), "recipe": asdict(parent.recipe), "accuracy": dict(parent.accuracy),
+            "costs": dict(parent.costs), "provenance": dict(parent.provenance)}  # fmt: skip
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

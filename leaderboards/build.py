@@ -15,11 +15,14 @@ from .page import page
 from .phones import on_phones, phones
 from .places import Latencies, Place, measured
 from .records import stored
-from .table import TOP1, TOP5, Row, measured_networks, rows
+from .table import EFFECTIVE, TOP1, TOP5, Row, measured_networks, rows
 
 CSV, MARKDOWN, PAGE = "leaderboard.csv", "leaderboard.md", "index.html"
-FIGURES = (TOP1, TOP5, "macs", "params", "size_bytes", "peak_memory_bytes", "energy_uj")
-IN_MARKDOWN = {"macs": ("MACs (M)", 1e6), "params": ("params (M)", 1e6), "size_bytes": ("size (MB)", 1e6)}
+FIGURES = (TOP1, TOP5, "macs", EFFECTIVE, "params", "size_bytes", "peak_memory_bytes", "energy_uj")
+IN_MARKDOWN = {
+    "macs": ("MACs (M)", 1e6), EFFECTIVE: ("effective MACs (M)", 1e6), "params": ("params (M)", 1e6),
+    "size_bytes": ("size (MB)", 1e6),
+}  # fmt: skip
 
 
 def build(out: str | Path, folders: Sequence[str | Path] | None = None) -> list[Path]:
@@ -58,7 +61,7 @@ def _phones(table: Sequence[Row]) -> dict[Place, dict[str, Figure | str]]:
     found = {place: dict(known) for place, known in phones().items()}
     zoo = {network.family for network in networks().values()}
     own = {row.network.key: row.network for row in table if row.network.key not in networks()}
-    new = [network for network in own.values() if network.family in zoo]
+    new = [network for network in own.values() if network.is_zoos and network.family in zoo]
     for network, device, runtime, figure in on_phones(new) if new and found else ():
         found[Place(device, runtime)][network.key] = figure
     return found
@@ -96,11 +99,12 @@ def _latencies(network: Network, places: Mapping[Place, Latencies]) -> list[Figu
 
 
 def as_markdown(table: Sequence[Row], places: Mapping[Place, Latencies]) -> str:
-    """A table per data set; predicted latencies are marked with ≈."""
+    """A table per data set, without columns that are empty in all; predicted latencies are marked with ≈."""
+    counted = {name: shown for name, shown in IN_MARKDOWN.items() if any(name in row.cells for row in table)}
     parts = ["# Leaderboard", *_legend(places)]
     for dataset in dict.fromkeys(row.dataset for row in table):
         own = [row for row in table if row.dataset == dataset]
-        parts += [f"## {_plain(dataset) or 'No accuracy known'}", _table(own, places)]
+        parts += [f"## {_plain(dataset) or 'No accuracy known'}", _table(own, places, counted)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,18 +116,17 @@ def _legend(places: Mapping[Place, Latencies]) -> Iterator[str]:
         yield "\n".join(f"- L{number}: {_plain(place.label)}" for number, place in enumerate(places, 1))
 
 
-def _table(own: Sequence[Row], places: Mapping[Place, Latencies]) -> str:
-    heads = ["network", "pixels", "top-1", "top-5", *(head for head, _ in IN_MARKDOWN.values()),
+def _table(own: Sequence[Row], places: Mapping[Place, Latencies], counted: Mapping[str, tuple[str, float]]) -> str:
+    heads = ["network", "pixels", "top-1", "top-5", *(head for head, _ in counted.values()),
              *(f"L{number}" for number in range(1, len(places) + 1)), "accuracy from"]  # fmt: skip
-    lines = [heads, ["---", *["---:"] * (len(heads) - 2), "---"], *(_cells(row, places) for row in own)]
+    units = {name: unit for name, (_, unit) in counted.items()}
+    lines = [heads, ["---", *["---:"] * (len(heads) - 2), "---"], *(_cells(row, places, units) for row in own)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(row: Row, places: Mapping[Place, Latencies]) -> list[str]:
+def _cells(row: Row, places: Mapping[Place, Latencies], units: Mapping[str, float]) -> list[str]:
     accuracies = [f"{row.cells[name].value:.1f}" if name in row.cells else "" for name in (TOP1, TOP5)]
-    counted = [
-        f"{row.cells[name].value / unit:.2f}" if name in row.cells else "" for name, (_, unit) in IN_MARKDOWN.items()
-    ]
+    counted = [_million(row.cells[name].value / unit) if name in row.cells else "" for name, unit in units.items()]
     latencies = [_latency(figure) for figure in _latencies(row.network, places)]
     source = str(row.cells[TOP1]) if TOP1 in row.cells else ""
     return [
@@ -138,6 +141,11 @@ def _cells(row: Row, places: Mapping[Place, Latencies]) -> list[str]:
 
 def _latency(figure: Figure | None) -> str:
     return "" if figure is None else f"{'≈ ' if figure.kind == 'predicted' else ''}{_short(figure.value)}"
+
+
+def _million(value: float) -> str:
+    """Two decimals, or three digits of what is less than one."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _short(value: float) -> str:

@@ -32,8 +32,8 @@ class OnDevice:
         """Milliseconds of a network, or why there is no figure."""
         if network.key in self.known:
             return self.known[network.key]
-        if network.architecture is None or ":" in network.family:
-            return f"was not measured on {self.place.label}, and only the zoo's networks are predicted"
+        if not network.is_zoos:
+            return f"was not measured on {self.place.label}, and only the zoo's own networks are predicted"
         model = _model(self.device, self.place.runtime)
         if model is None:
             return f"was not measured on {self.place.label}, and nothing predicts it there"

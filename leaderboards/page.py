@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from .figure import Figure
 from .limits import LATENCY
 from .places import Latencies, Place
-from .table import TOP1, TOP5, Row
+from .table import EFFECTIVE, TOP1, TOP5, Row
 
 COLUMNS: tuple[dict[str, Any], ...] = (  # scale: of the figure, in the unit shown; least: a filter of it is a minimum
     {"key": "label", "label": "network", "text": True, "says": "zoo name and settings"},
@@ -47,13 +47,26 @@ COLUMNS: tuple[dict[str, Any], ...] = (  # scale: of the figure, in the unit sho
     },
     {"key": "macs", "label": "MACs, M", "unit": "million MACs", "scale": 1e6, "says": "multiply-accumulates, millions"},
     {
+        "key": EFFECTIVE,
+        "label": "effective MACs, M",
+        "unit": "million MACs",
+        "scale": 1e6,
+        "says": "multiply-accumulates of weights that are not zero, millions",
+    },
+    {
         "key": "params",
         "label": "params, M",
         "unit": "million parameters",
         "scale": 1e6,
         "says": "parameters, millions",
     },
-    {"key": "size_bytes", "label": "size, MB", "unit": "MB", "scale": 1e6, "says": "32-bit parameters, MB"},
+    {
+        "key": "size_bytes",
+        "label": "size, MB",
+        "unit": "MB",
+        "scale": 1e6,
+        "says": "32-bit parameters or the packed file, MB",
+    },
     {
         "key": "peak_memory_bytes",
         "label": "memory, MB",
@@ -68,7 +81,7 @@ COLUMNS: tuple[dict[str, Any], ...] = (  # scale: of the figure, in the unit sho
 def page(rows: Sequence[Row], places: Mapping[Place, Latencies], phones: frozenset[str]) -> str:
     """The page's HTML; `phones`: the devices whose latencies were published or predicted rather than measured."""
     data = {
-        "columns": COLUMNS,
+        "columns": _columns(rows),
         "rows": [_row(row, places) for row in rows],
         "places": {_id(n): {"label": place.label, "kind": "predicted" if place.device in phones else "measured"}
                    for n, place in enumerate(places)},
@@ -85,6 +98,11 @@ def page(rows: Sequence[Row], places: Mapping[Place, Latencies], phones: frozens
 
 def _file(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8").rstrip("\n")
+
+
+def _columns(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """All but those of figures that only some networks have, and none of these."""
+    return [c for c in COLUMNS if c["key"] != EFFECTIVE or any(EFFECTIVE in row.cells for row in rows)]
 
 
 def _id(number: int) -> str:

@@ -16,12 +16,12 @@ from .figure import Figure
 from .latency import OnDevice, on_device
 from .limits import LATENCY, Limit, limits_of
 from .records import Records, stored
-from .table import TOP1, TOP5, Row, rows
+from .table import EFFECTIVE, TOP1, TOP5, Row, rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FIGURES = (TOP1, TOP5, LATENCY, "macs", "params", "size_bytes", "peak_memory_bytes", "energy_uj")
+FIGURES = (TOP1, TOP5, LATENCY, "macs", EFFECTIVE, "params", "size_bytes", "peak_memory_bytes", "energy_uj")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 T = TypeVar("T")
 
 MEASUREMENTS, RESULTS = "measurements.jsonl", "results.jsonl"
-RESULT_NAME = "result.json"  # of a run
+RESULT_NAME, PACKED_NAME = "result.json", "best.pz"  # of a run; the second of a compression
 NEEDED = ("architecture", "recipe", "accuracy", "costs", "provenance")  # what the tables read of a Result
 
 
@@ -74,16 +74,32 @@ def add(records: Iterable[Record], folder: str | Path | None = None) -> int:
 
 
 def read(source: str | Path) -> list[Record]:
-    """The records of a run's folder, or of a file with one record, a list of them, or one a line; raises InvalidRun."""
+    """The records of a run's folder, or of a file with one record, a list of them, or one a line; raises InvalidRun.
+
+    The packed file in the folder of a compression has to be the one that the record tells of.
+    """
     path = Path(source)
     if path.is_dir():
         path = path / RESULT_NAME
     try:
-        return parsed(path.read_text(encoding="utf-8"), str(path))
+        found = parsed(path.read_text(encoding="utf-8"), str(path))
+        if Path(source).is_dir():
+            _check_packed(found[0], path.with_name(PACKED_NAME))
+        return found
     except FileNotFoundError:
         raise InvalidRun(f"no {path}; expected the folder of a finished run, or a file of records") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRun(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_packed(result: Record, file: Path) -> None:
+    expected = result.get("costs", {}).get("file_bytes")
+    size = file.stat().st_size if file.exists() else None
+    if expected not in (None, size):
+        there = "is missing" if size is None else f"has {size:,} bytes"
+        raise InvalidRun(
+            f"{file} {there}, its {RESULT_NAME} says {expected:,}: compress the run again into a new folder"
+        )
 
 
 def parsed(text: str, where: str) -> list[Record]:

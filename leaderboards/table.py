@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .accuracy import Accuracy, published
 from .figure import Figure
-from .networks import Network, network_of, networks
+from .networks import COMPRESSION, Network, identity, network_of, networks
 from .places import key_measured
 from .records import Record, Records
 
-TOP1, TOP5 = "top1_percent", "top5_percent"
+TOP1, TOP5, EFFECTIVE = "top1_percent", "top5_percent", "effective_macs"
 WEIGHT_BYTES = 4  # of a 32-bit number
+PACKED = "from the packed file: its bytes on disk"
 COUNTED = "from its operators, one image"
 COUNTS = {  # column -> how it was counted
     "params": "from its tensors: every trainable number",
     "macs": COUNTED,
+    EFFECTIVE: f"{COUNTED}: those of weights that are not zero",
     "size_bytes": "from its tensors: parameters of 4 bytes",
     "peak_memory_bytes": f"{COUNTED}: most bytes of activations alive at once, 4 bytes each",
     "energy_uj": f"{COUNTED}, with published energies of single operations (graph/energy.json)",
@@ -77,11 +79,13 @@ def _row(said: list[Said]) -> Row:
 
 
 def counts(network: Network) -> dict[str, Figure]:
-    """The counted cells of a network; none where nobody counted it."""
-    costs = dict(network.costs)
-    if "params" in costs:
+    """The counted cells of a network; none where nobody counted it. The size of a compressed one is its file's."""
+    costs, ways = dict(network.costs), dict(COUNTS)
+    if "file_bytes" in costs:
+        costs["size_bytes"], ways["size_bytes"] = costs["file_bytes"], PACKED
+    elif "params" in costs:
         costs["size_bytes"] = WEIGHT_BYTES * costs["params"]
-    return {name: Figure(costs[name], "counted", how) for name, how in COUNTS.items() if name in costs}
+    return {name: Figure(costs[name], "counted", how) for name, how in ways.items() if name in costs}
 
 
 def _published() -> Iterator[Said]:
@@ -104,19 +108,41 @@ def _top5(row: Accuracy, source: str) -> Figure | None:
 
 
 def _trained(records: Records) -> Iterator[Said]:
-    for result in records.results:
+    for result in _with_parents(records.results):
         provenance, accuracy = result["provenance"], result["accuracy"]
         split = "test" if "test" in accuracy else "validation"
         top1 = Figure(100 * accuracy[split], "measured", _training(result, split))
-        yield Said(network_of(result["architecture"], result["costs"]), str(provenance["data"]), top1, None)
+        saved = provenance.get(COMPRESSION, {}).get("folder", "")
+        network = network_of(identity(result["architecture"], provenance), result["costs"], saved)
+        yield Said(network, str(provenance["data"]), top1, None)
+
+
+def _with_parents(results: Sequence[Record]) -> Iterator[Record]:
+    """Every result, and after a compressed one those that it was made from, where they are not there themselves."""
+    known = [result["provenance"] for result in results]
+    for result in results:
+        yield result
+        while "recipe" in (parent := result["provenance"].get("parent", {})) and parent["provenance"] not in known:
+            result = {"architecture": result["architecture"], **parent}
+            known.append(result["provenance"])
+            yield result
 
 
 def _training(result: Record, split: str) -> str:
     provenance = result["provenance"]
     return (
-        f"on the {split} images of {provenance['data']} after {result['recipe']['epochs']} epochs,"
+        f"on the {split} images of {provenance['data']} after {_work(result, split)},"
         f" {str(provenance['date'])[:10]}, seed {provenance['seed']}, pocketzoo {provenance['pocketzoo']}"
     )
+
+
+def _work(result: Record, split: str) -> str:
+    """What was done to the network: epochs of training, or a recipe and how good its parent was."""
+    provenance = result["provenance"]
+    if COMPRESSION not in provenance:
+        return f"{result['recipe']['epochs']} epochs"
+    before = provenance.get("parent", {}).get("accuracy", {}).get(split)
+    return f"{provenance[COMPRESSION]['recipe']}" + (f" ({before:.2%} before)" if before is not None else "")
 
 
 def measured_networks(records: Records) -> dict[str, Network]:
@@ -132,7 +158,7 @@ def measured_networks(records: Records) -> dict[str, Network]:
             found[key] = Network(m.model, {}, None, {})
             continue
         network = network_of(m.architecture, {})
-        if ":" not in network.family:  # a user's module is not imported for a table
+        if network.is_zoos:
             network = network_of(m.architecture, traced(network).price().to_dict())
         found[key] = network
     return found

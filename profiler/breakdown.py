@@ -21,10 +21,9 @@ from torch import nn
 from ..errors import DeviceFailed, UnknownDevice
 from ..graph.channel_graph import ChannelGraph, trace
 from ..graph.sized import SizedOperator
-from ..zoo.architecture import Architecture
 from .export import onnx_for_timing
 from .hosts import host
-from .measure import check_protocol, checked, network
+from .measure import Model, check_protocol, checked, network
 from .operator_features import DEPTHWISE, GROUPED, LINEAR, POINTWISE, SPATIAL, kind_of, multiplies
 from .runner import Protocol, pinned
 from .runtimes import time_limit_s, torch_threads
@@ -64,7 +63,7 @@ Parts = list[tuple[str, float]]  # kind and milliseconds of every operator that 
 
 
 def breakdown(
-    model: str | Architecture | nn.Module,
+    model: Model,
     *,
     runtime: str = "eager",
     device: str = "cpu",
@@ -77,7 +76,7 @@ def breakdown(
     The last row, "outside operators", is what remains of the whole pass, uncut: calls, allocation, Python. Where the
     cut pass took longer than the uncut one, nothing remains and shares are of the cut one: operators go by the wall's
     clock, so that other programs count in them, and on a GPU each is waited for. `attrs["total_ms"]` is the uncut pass.
-    A bare module needs `resolution`. Raises UnknownModel, UnknownDevice, InvalidSetting, DeviceFailed.
+    A module alone needs `resolution`. Raises UnknownModel, UnknownDevice, InvalidSetting, DeviceFailed.
     """
     check(device, runtime)
     protocol = Protocol(threads=threads, seconds=0)

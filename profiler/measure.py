@@ -20,7 +20,8 @@ from .measurement import Measurement
 from .runner import Protocol
 from .runtimes import FILES, TORCH, Network, Result, Tell, run_files, run_torch
 
-Models = Sequence[str | Architecture] | Mapping[str, str | Architecture | nn.Module]
+Model = str | Architecture | nn.Module | tuple[nn.Module, tuple[int, ...]]  # a module alone, or with its [1, C, H, W]
+Models = Sequence[str | Architecture] | Mapping[str, Model]
 REFERENCE = "mobilenet_v2@96"  # 96 pixels, ten classes, weights of seed 0, at the batch and precision of the run
 WEIGHT_BYTES = 10**9  # of all models that are measured in common rounds
 LEAST_ROUNDS = 6  # below, no two of the samples enclose the median with 95 %
@@ -41,9 +42,10 @@ def measure(
 ) -> list[Measurement]:
     """Latencies of models, in their order.
 
-    `models`: zoo names, `module:factory` and Architectures, or {name: one of these, or a module}; modules are copied.
+    `models`: zoo names, `module:factory` and Architectures, or {name: one of these, a module, or a module with the
+    shape of an image, [1, C, H, W]}; modules are copied.
     `device`: "cpu", "cuda", or a machine that profiler/hosts.py reaches. `runtime`: by default PyTorch eager, and
-    ONNX Runtime on other machines. `input_shape`, [N, C, H, W]: what the models read; a module needs it (or
+    ONNX Runtime on other machines. `input_shape`, [N, C, H, W]: what the models read; a module alone needs it (or
     `resolution`, for three channels), the others have their own. `batch` replaces N. `dtype`: the runtime's own; on
     CUDA "fp32", "tf32", "fp16" or "bf16". `progress` is told in words.
     Raises UnknownDevice, UnknownModel, InvalidSetting, DeviceFailed, MissingExtra.
@@ -158,7 +160,7 @@ def reference() -> Architecture:
     return Architecture.of("mobilenet_v2", resolution=96, num_classes=10)
 
 
-def _named(models: Models) -> Mapping[str, str | Architecture | nn.Module]:
+def _named(models: Models) -> Mapping[str, Model]:
     """Every model under a name of its own."""
     if isinstance(models, Mapping):
         named = dict(models)
@@ -190,9 +192,12 @@ def _checked_shape(input_shape: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(input_shape)
 
 
-def network(name: str, model: str | Architecture | nn.Module, batch: int, resolution: int | None = None,
+def network(name: str, model: Model, batch: int, resolution: int | None = None,
             shape: tuple[int, ...] | None = None) -> Network:  # fmt: skip
     """What is measured under a name; raises UnknownModel, InvalidSetting."""
+    if isinstance(model, tuple):
+        model, own = model
+        shape = shape or (own if resolution is None else (*own[:2], resolution, resolution))
     if isinstance(model, nn.Module):
         if shape is None and resolution is None:
             raise InvalidSetting(f"the module {name} does not say what it reads: give input_shape=(N, C, H, W)")

@@ -1,6 +1,8 @@
 """pocketzoo compress and unpack, from a training to files that every other command reads."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import pocketzoo as pz
 from pocketzoo.cli import main
-from pocketzoo.leaderboards import records
+from pocketzoo.training.data import load_data
 from pocketzoo.training.result import Result
 
 STRONG, WEAK = "prune(0.9) | kmeans(4)", "svd(0.99) | half | huffman"
@@ -80,15 +83,96 @@ def test_layers_add_up_to_the_file(folders: tuple[Path, Path, Any]) -> None:
     assert parts["bytes"].sum() < total["bytes"] == (out / "best.pz").stat().st_size
 
 
-def test_the_leaderboard_takes_it(folders: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_the_leaderboard_shows_it_beside_its_parent(folders: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """From its own record alone: the parent's is in it."""
+    parent, out, _ = folders
+    run("leaderboard", "add", str(out), "--into", str(tmp_path / "records"))
+    run("leaderboard", "build", "--records", str(tmp_path / "records"), "--out", str(tmp_path / "out"))
+    with (tmp_path / "out" / "leaderboard.csv").open() as file:
+        mine = [row for row in csv.DictReader(file) if row["dataset"] == "digits"]
+    dense, small = (json.loads((folder / "result.json").read_text()) for folder in (parent, out))
+    name = "lenet_300_100, resolution 8"
+    label = f"{name}, {small['provenance']['compression']['recipe']}"
+    by_label = {row["network"]: row for row in mine}
+    assert set(by_label) == {name, label}
+    for column in ("params", "macs", "effective_macs"):
+        assert float(by_label[label][column]) == small["costs"][column]
+    assert float(by_label[label]["size_bytes"]) == (out / "best.pz").stat().st_size
+    assert float(by_label[name]["size_bytes"]) == 4 * dense["costs"]["params"]
+    assert float(by_label[label]["top1_percent"]) == pytest.approx(100 * small["accuracy"]["test"], rel=1e-5)
+    assert float(by_label[name]["top1_percent"]) == pytest.approx(100 * dense["accuracy"]["test"], rel=1e-5)
+    assert f"({dense['accuracy']['test']:.2%} before)" in by_label[label]["top1_percent_source"]
+    assert label.replace("|", "\\|") in (tmp_path / "out" / "leaderboard.md").read_text()
+    assert json.dumps(label) in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_file_that_is_not_the_records_is_refused(folders: tuple[Path, Path, Any], tmp_path: Path) -> None:
     _, out, _ = folders
-    assert records.add(records.read(out), tmp_path) == 1
+    shutil.copytree(out, tmp_path / "copy", ignore=shutil.ignore_patterns("recipes"))
+    with (tmp_path / "copy" / "best.pz").open("ab") as file:
+        file.write(b"more")
+    size = (out / "best.pz").stat().st_size
+    said = run("leaderboard", "add", str(tmp_path / "copy"), "--into", str(tmp_path / "records"), code=2)
+    assert f"has {size + 4:,} bytes, its result.json says {size:,}" in said
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.fixture(scope="module")
+def models(folders: tuple[Path, Path, Any], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run's folder, a compression's, its file, and a file of its own with factors in a layer's place."""
+    parent, out, _ = folders
+    lone = tmp_path_factory.mktemp("lone") / "lone.pz"
+    packed = pz.compress_model(parent, "svd(0.9) | half", data="digits")
+    assert packed.compression.edits
+    packed.save(lone)
+    return [str(parent), str(out), str(out / "best.pz"), str(lone)]
+
+
+def test_runs_and_packed_files_are_measured_as_what_they_are(
+    folders: tuple[Path, Path, Any], models: list[str]
+) -> None:
+    found = json.loads(run("measure", *models, "--seconds", "0.05", "--rounds", "6", "--json"))
+    assert [record["model"] for record in found] == models
+    assert {tuple(record["input_shape"]) for record in found} == {(1, 1, 8, 8)}
+    dense = json.loads((folders[0] / "result.json").read_text())["architecture"]
+    recipe = json.loads((folders[1] / "result.json").read_text())["provenance"]["compression"]["recipe"]
+    small = {**dense, "compression": [recipe]}
+    assert [record["architecture"] for record in found] == [dense, small, small, None]
+
+
+def test_runs_and_packed_files_are_counted(models: list[str]) -> None:
+    counted = {path: json.loads(run("profile", path, "--json")) for path in models}
+    for path, said in counted.items():
+        expected = pz.trace(pz.load(path), (1, 1, 8, 8)).price()
+        assert (said["name"], said["costs"]["macs"], said["costs"]["params"]) == (path, expected.macs, expected.params)
+    assert counted[models[3]]["costs"]["macs"] < counted[models[0]]["costs"]["macs"]
+    assert "leave out --num-classes" in run("profile", models[2], "--num-classes", "3", code=2)
+
+
+def test_runs_and_packed_files_name_classes(models: list[str], tmp_path: Path) -> None:
+    data = load_data("digits", resolution=8)
+    Image.fromarray(data.test.images[0, 0].numpy()).save(tmp_path / "digit.png")
+    for path in models:
+        [said] = json.loads(run("predict", path, str(tmp_path / "digit.png"), "--json"))
+        shares = pz.load(path)(data.info.normalise(data.test.images[:1])).softmax(1)[0].detach()
+        assert said["label"] == data.classes[int(shares.argmax())]
+        assert said["probability"] == pytest.approx(float(shares.max()), rel=1e-4)
+
+
+@pytest.mark.parametrize("command", ["measure", "profile", "predict"])
+def test_what_is_no_run_is_said_in_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    more = ["a.png"] if command == "predict" else []
+    assert "there is no runs/none" in run(command, "runs/none", *more, code=2)
+    said = run(command, str(tmp_path / "empty"), *more, code=2)
+    assert "holds no best.safetensors" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_unpacked_files_compute_the_same(folders: tuple[Path, Path, Any], tmp_path: Path, number: int) -> None:
     _, out, _ = folders
-    packed = out / f"recipes/{number}/best.pz"  # the second has other layers than its parent
+    packed = out / f"recipes/{number}/best.pz"
     expected = pz.load(packed)
     run("unpack", str(packed), "--to", str(tmp_path / "model.safetensors"))
     again = pz.load(tmp_path / "model.safetensors")

@@ -148,6 +148,22 @@ def test_a_packed_file_is_shipped_as_it_was_unpacked(run: Path, tmp_path: Path) 
     assert torch.equal(pz.load(tmp_path / "best.safetensors")(images), expected)
 
 
+def test_other_layers_survive_every_way_of_saving(run: Path, tmp_path: Path) -> None:
+    """Factors in a layer's place: packed, exported, exported again from there, and compressed again from there."""
+    data = digits(256, 64)
+    packed = pz.compress_model(run, "svd(0.9)", data=data)
+    packed.save(tmp_path / "best.pz")
+    images = data.info.normalise(data.val.images)
+    expected = packed.model()(images).detach()
+    assert packed.compression.edits
+    export_model(tmp_path / "best.pz", ["safetensors"], data, protocol=QUICK)
+    (tmp_path / "again").mkdir()
+    export_model(tmp_path / "best.safetensors", ["safetensors"], data, out=tmp_path / "again", protocol=QUICK)
+    assert torch.equal(pz.load(tmp_path / "again" / "best.safetensors")(images), expected)
+    again = pz.compress_model(tmp_path / "again" / "best.safetensors", "huffman", data=data)
+    assert torch.equal(again.model()(images), expected)
+
+
 def test_a_file_that_differs_is_not_left(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(path: Path, **_: object) -> nn.Module:
         model = pz.load(path)

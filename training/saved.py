@@ -88,7 +88,7 @@ def unpack_to(packed: str | Path, target: str | Path, *, trust: Sequence[str] = 
         raise InvalidRun(f"{path} is there already; give a new name, or move it away")
     if not is_packed(source):
         raise InvalidRun(f"{source} is no packed file; expected one that `pocketzoo compress` wrote")
-    model, architecture, info, edits = _load_packed(source, trust)
+    model, architecture, info, edits = load_with_edits(source, trust=trust)
     if path.suffix == ".onnx":
         export_onnx(model, architecture.input_shape, path, {KEY: describe(architecture, info, edits)})
     else:
@@ -108,9 +108,16 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> nn.Module:
 
 def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.Module, Architecture, DataInfo]:
     """As `load`, with the Architecture and what it takes to prepare images."""
+    return load_with_edits(path, trust=trust)[:3]
+
+
+def load_with_edits(
+    path: str | Path, *, trust: Sequence[str] = ()
+) -> tuple[nn.Module, Architecture, DataInfo, tuple[Edit, ...]]:
+    """As `load_with_info`, with what was done to the structure since it was the Architecture's."""
     file = weights_file(path)
     if is_packed(file):
-        return _load_packed(file, trust)[:3]
+        return _load_packed(file, trust)
     text, tensors = _read(file)
     architecture, info, edits = _described(text, file)
     if architecture.is_foreign and architecture.family not in trust:
@@ -123,7 +130,7 @@ def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.M
     if edits:
         model = _edited(model, edits, file)
     load_state(model, tensors, str(file))
-    return model.eval(), architecture, info
+    return model.eval(), architecture, info, tuple(edits)
 
 
 def _edited(model: nn.Module, edits: Sequence[Edit], file: Path) -> nn.Module:
