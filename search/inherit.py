@@ -13,7 +13,7 @@ from ..errors import WeightsMismatch
 from ..graph.channel_graph import Keep, Widths, trace
 from ..graph.importance import l1_importance
 from ..training.result import Result
-from ..training.saved import RESULT_NAME, load_with_info, weights_file
+from ..training.saved import RESULT_NAME, load_unedited, weights_file
 from ..zoo.architecture import Architecture
 from ..zoo.create import HUB, create_model
 
@@ -41,7 +41,7 @@ class Parent:
         Raises WeightsMismatch, InvalidRun.
         """
         if not str(source).startswith(HUB):
-            model, architecture, _ = load_with_info(source, trust=[base.family])
+            model, architecture, _ = load_unedited(source, trust=[base.family])
             return cls(model, architecture, cut_first=_is_supernet(source))
         plain = base.with_widths(None)
         try:

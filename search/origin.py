@@ -17,7 +17,7 @@ from ..training.loop import fit
 from ..training.recipe import Recipe, recipe_for
 from ..training.result import Result
 from ..training.run import fitted, train
-from ..training.saved import RESULT_NAME, load_with_info, weights_file
+from ..training.saved import RESULT_NAME, load_unedited, load_with_info, weights_file
 from ..zoo.architecture import Architecture
 
 
@@ -60,7 +60,8 @@ def graph_before(
 ) -> ChannelGraph:  # fmt: skip
     """The graph of the network that is to shrink, before anything is trained or written.
 
-    Raises InvalidData where a saved network was made for other classes, UntraceableModel where no width can vary.
+    Raises InvalidData where a saved network was made for other classes, InvalidRun where compression gave it other
+    layers, UntraceableModel where no width can vary.
     """
     if (there := _there(model, data, trust)) is not None:
         return _graph(*there, data, multiple)
@@ -90,7 +91,7 @@ def _there(
         return model, None
     if (saved := _saved(model)) is None:
         return None
-    network, architecture, info = load_with_info(saved, trust=trust)
+    network, architecture, info = load_unedited(saved, trust=trust)
     if (info.classes, info.in_channels, info.resolution) != (data.classes, data.in_channels, data.resolution):
         raise InvalidData(
             f"{model} was trained on {len(info.classes)} classes of {info.in_channels}x{info.resolution}^2 "

@@ -162,6 +162,11 @@ def test_other_layers_survive_every_way_of_saving(run: Path, tmp_path: Path) -> 
     assert torch.equal(pz.load(tmp_path / "again" / "best.safetensors")(images), expected)
     again = pz.compress_model(tmp_path / "again" / "best.safetensors", "huffman", data=data)
     assert torch.equal(again.model()(images), expected)
+    small = {"data": data, "budget": pz.Budget(macs="10k")}
+    with pytest.raises(InvalidRun, match="compressed into other layers"):  # their widths are the factors'
+        pz.shrink(tmp_path / "best.pz", **small, method="l1")
+    with pytest.raises(InvalidRun, match="compressed into other layers"):
+        pz.run_search("lenet5", **small, trials=1, out=tmp_path / "search", weights=tmp_path / "best.pz")
 
 
 def test_a_file_that_differs_is_not_left(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,17 @@ def load_with_info(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.M
     return load_with_edits(path, trust=trust)[:3]
 
 
+def load_unedited(path: str | Path, *, trust: Sequence[str] = ()) -> tuple[nn.Module, Architecture, DataInfo]:
+    """As `load_with_info`; raises InvalidRun too where the network has other layers than its Architecture."""
+    model, architecture, info, edits = load_with_edits(path, trust=trust)
+    if edits:
+        raise InvalidRun(
+            f"{path} was compressed into other layers, which no new widths can be given: shrink or search from the"
+            " network that it was before, then compress what comes out"
+        )
+    return model, architecture, info
+
+
 def load_with_edits(
     path: str | Path, *, trust: Sequence[str] = ()
 ) -> tuple[nn.Module, Architecture, DataInfo, tuple[Edit, ...]]:
