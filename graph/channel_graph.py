@@ -294,7 +294,8 @@ class ChannelGraph:
         present = np.array(list(self.groups.values()), dtype=np.float64)
         columns = dict(zip(self._symbols, np.where(w == 0, present, w).T.copy(), strict=True))
         sizes, groups = self._tracer.sizes, frozenset(self._symbols)
-        evaluate = Evaluator(lambda form: value_in(sizes.reduce_to(form, groups), columns))
+        solved = Evaluator(lambda form: value_in(form, columns))  # sizes that are the same are one array
+        evaluate = Evaluator(lambda form: solved.form(sizes.reduce_to(form, groups)))
         return sized_operators(self._tracer, evaluate, self._absent(w == 0), parameters)
 
     def _absent(self, removed: npt.NDArray[np.bool_]) -> dict[int, npt.NDArray[np.bool_]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 
 import numpy as np
@@ -35,17 +36,45 @@ class SizedOperator:
     @property
     def elements_in(self) -> Size:
         """Elements of all activations that it reads."""
-        return sum((prod(shape) for shape in self.inputs), 0)
+        return sum((_elements(shape) for shape in self.inputs), 0)
 
     @property
     def elements_out(self) -> Size:
         """Elements that it makes."""
-        return prod(self.output)
+        return _elements(self.output)
 
     @property
     def elements_weight(self) -> Size:
         """Elements of its first parameter; 0 without one."""
-        return prod(self.weight) if self.weight else 0
+        return _elements(self.weight) if self.weight else 0
+
+    @property
+    def varying(self) -> list[npt.NDArray[np.float64]]:
+        """The sizes [N] from which all others follow, each once, MACs included."""
+        shapes = (self.inputs[0], self.output, self.weight)
+        return list({id(size): size for shape in shapes for size in shape if not isinstance(size, int)}.values())
+
+    def among(self, candidates: npt.NDArray[np.intp]) -> SizedOperator:
+        """The operator at these candidates."""
+
+        def taken(shape: Sizes) -> Sizes:
+            return tuple(_taken(size, candidates) for size in shape)
+
+        return replace(
+            self, inputs=tuple(map(taken, self.inputs)), output=taken(self.output), weight=taken(self.weight),
+            macs=_taken(self.macs, candidates), present=None if self.present is None else self.present[candidates],
+        )  # fmt: skip
+
+
+def _taken(size: Size, candidates: npt.NDArray[np.intp]) -> Size:
+    return size if isinstance(size, int) else size[candidates]
+
+
+def _elements(shape: Sizes) -> Size:
+    """The product of a shape, its numbers first: an array is then gone through once."""
+    return prod(
+        (size for size in shape if not isinstance(size, int)), start=prod(s for s in shape if isinstance(s, int))
+    )
 
 
 class Evaluator:
@@ -77,10 +106,9 @@ def value_in(form: Linear, columns: Mapping[int, npt.NDArray[np.float64]]) -> Si
     """A form's value for every candidate, from the columns of its symbols."""
     if not form.terms:
         return int(form.constant)
-    total = np.full(len(next(iter(columns.values()))), float(form.constant))
-    for symbol, coefficient in form.terms.items():
-        total += columns[symbol] * float(coefficient)
-    return total
+    terms = [columns[s] if times == 1 else columns[s] * float(times) for s, times in form.terms.items()]
+    total = reduce(np.add, terms)
+    return total + float(form.constant) if form.constant else total
 
 
 def sized_operators(

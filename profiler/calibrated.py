@@ -20,15 +20,17 @@ import numpy.typing as npt
 from ..errors import OutsideCalibration
 from ..graph.channel_graph import ChannelGraph
 from ..graph.sized import SizedOperator
+from .alike import alike
 from .layouts import Layouts, layouts, plain
 from .operator_features import NAMES, kind_of, light_terms, logs, multiplies
 from .physical import LatencyError
 
 Array = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
-CHUNK = 8192  # candidates at once: NumPy's calls cost little beside what they do, and a layer stays in the cache
+CHUNK = 16384  # candidates at once: what NumPy's calls cost and candidates that are alike, against the cache
 MARGIN = 2.0  # doublings beyond the largest size seen that are still believed
 BLOCKED = ("onnxruntime",)  # runtimes with a blocked layout of their own
+OTHER_LAYOUT = {"blocked": "plain", "plain": "blocked"}
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class Kind:
             values += bias[:, None]
         return np.asarray(physical * np.exp(values[0]))
 
-    def outside(self, logs: Sequence[Floats]) -> npt.NDArray[np.bool_]:
-        """Whether a size is beyond the largest seen: one answer, or [N]."""
+    def within(self, logs: Sequence[Floats]) -> Floats:
+        """`ms`, nan where a size is beyond the largest seen."""
         beyond = [own > high + MARGIN for own, high in zip(logs, self.high, strict=True)]
-        return np.asarray(reduce(np.logical_or, beyond))
+        return np.where(reduce(np.logical_or, beyond), np.float32(np.nan), self.ms(logs))
 
 
 def physical_ms(constants: npt.NDArray[Any], logs: Sequence[npt.NDArray[Any]] | npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -133,9 +135,12 @@ class CalibratedModel:
         """Milliseconds of an operator that multiplies, a number or [N]; nan outside."""
         if (own := self.kinds.get(kind_of(operator))) is None:
             ms: Any = np.nan
+        elif (same := alike(operator.varying)) is None:
+            ms = own.within(logs(operator, blocked))
         else:
-            sizes = logs(operator, blocked)
-            ms = np.where(own.outside(sizes), np.nan, own.ms(sizes))
+            of_each, which = same
+            there = blocked if np.ndim(blocked) == 0 else blocked[of_each]
+            ms = own.within(logs(operator.among(of_each), there))[which]
         return ms if operator.present is None else np.where(operator.present, ms, 0.0)
 
     def _light(self, name: str, term: tuple[Any, Any, Any]) -> Any:
@@ -145,7 +150,16 @@ class CalibratedModel:
         return sum(constant * amount for constant, amount in zip(constants, term, strict=True))
 
     def _elsewhere(self, name: str) -> tuple[float, float, float] | None:
-        """The dearest line of the same operator in other company: it cannot be known to be folded away in this one."""
+        """The line that comes nearest: in the other layout, or after a plain convolution for one after another kind.
+
+        Else the dearest of the same operator in other company: it cannot be known to be folded away in this one.
+        """
+        company, _, layout = name.partition(", ")
+        operator, _, before = company.partition(" after ")
+        companies = [company, f"{operator} after conv"] if before.endswith(" conv") else [company]
+        for near in (f"{own}, {where}" for own in companies for where in (layout, OTHER_LAYOUT.get(layout))):
+            if near in self.light:
+                return self.light[near]
         same = [line for other, line in self.light.items() if _alone(other) == _alone(name)]
         return max(same, key=lambda line: line[1], default=None)
 

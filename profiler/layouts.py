@@ -51,9 +51,16 @@ def layouts(operators: Sequence[SizedOperator]) -> Layouts:
             wanted_blocked[source] = np.logical_or(wanted_blocked[source], wants[at])
             wanted_plain[source] = np.logical_or(wanted_plain[source], np.logical_not(wants[at]))
     outputs = [operator.elements_out for operator in operators]
-    into = [np.logical_and(w, np.logical_not(b)) * n for w, b, n in zip(wanted_blocked, blocked, outputs, strict=False)]
-    out_of = [np.logical_and(w, b) * n for w, b, n in zip(wanted_plain, blocked, outputs, strict=False)]
+    there = [np.logical_not(b) for b in blocked]
+    into = [_copied(w, p, n) for w, p, n in zip(wanted_blocked, there, outputs, strict=False)]
+    out_of = [_copied(w, b, n) for w, b, n in zip(wanted_plain, blocked, outputs, strict=False)]
     return Layouts(blocked, into, out_of)
+
+
+def _copied(wanted: Flag, otherwise: Flag, elements: Any) -> Any:
+    """Elements copied: all where somebody wants what is in the other layout."""
+    crossing = np.logical_and(wanted, otherwise)
+    return crossing * elements if np.any(crossing) else 0
 
 
 def _layout(operator: SizedOperator, before: Sequence[Flag]) -> tuple[Flag, Flag]:
@@ -66,14 +73,14 @@ def _layout(operator: SizedOperator, before: Sequence[Flag]) -> tuple[Flag, Flag
         both = _all(before) if len(before) > 1 else False
         return both, both
     if operator.kind == "concatenation":
-        even = [np.logical_and(b, np.mod(shape[1], BLOCK) == 0)
+        even = [np.logical_and(b, _divides(BLOCK, shape[1]))
                 for b, shape in zip(before, operator.inputs, strict=True)]  # fmt: skip
         every = _all(even)
         return every, every
     if operator.kind == "pool" and operator.aten != "mean" and len(operator.output) == 4:
         if operator.output[2:] == (1, 1):
             return False, False  # written as a mean
-        fits = np.equal(np.mod(operator.output[1], BLOCK), 0)
+        fits = _divides(BLOCK, operator.output[1])
         return fits, fits
     return False, False
 
@@ -82,17 +89,23 @@ def _all(flags: Sequence[Flag]) -> Flag:
     return reduce(np.logical_and, flags)
 
 
+def _divides(block: int, channels: Any) -> Flag:
+    """Whether whole blocks, a power of two of channels, hold them; np.mod takes far longer."""
+    blocks = np.multiply(channels, 1 / block)
+    return np.equal(blocks, np.floor(blocks))
+
+
 def _of_convolution(operator: SizedOperator) -> tuple[Flag, Flag]:
     channels_in, channels_out, group_in = operator.inputs[0][1], operator.output[1], operator.weight[1]
     if operator.kind == "depthwise conv":
-        fits = np.equal(np.mod(channels_out, ALIGNED), 0)
+        fits = _divides(ALIGNED, channels_out)
         return fits, fits
     if operator.kind == "grouped conv":
         group_out = channels_out * group_in / channels_in
-        fits = np.equal(np.mod(group_in, BLOCK), 0) & np.equal(np.mod(group_out, BLOCK), 0)
+        fits = _divides(BLOCK, group_in) & _divides(BLOCK, group_out)
         return fits, fits
     if operator.kind != "conv":
         return False, False
     few = np.less(channels_in, BLOCK)  # reads the plain image and writes blocks
-    aligned = np.equal(np.mod(channels_in, ALIGNED), 0)
+    aligned = _divides(ALIGNED, channels_in)
     return few | aligned, ~few & aligned

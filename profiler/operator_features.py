@@ -104,10 +104,13 @@ def light_terms(operators: Sequence[SizedOperator], found: Layouts, only: int | 
     for at in range(len(operators)) if only is None else (only,):
         operator = operators[at]
         if not multiplies(operator):
+            name = f"{light_kind(operator)}: {_company(operator, operators)}"
+            elements = operator.elements_in + operator.elements_out
             for layout, share in (("blocked", found.blocked[at]), ("plain", np.logical_not(found.blocked[at]))):
-                _add(terms, f"{light_kind(operator)}: {_company(operator, operators)}, {layout}", share, operator)
+                _add(terms, f"{name}, {layout}", share, elements, operator.present)
         for name, copied in ((TO_BLOCKED, found.into[at]), (TO_PLAIN, found.out_of[at])):
-            _add_copy(terms, name, copied, operator.present)
+            if np.any(copied):
+                _add(terms, name, np.greater(copied, 0), 2 * copied, operator.present)
     return terms
 
 
@@ -126,18 +129,11 @@ def _company(operator: SizedOperator, operators: Sequence[SizedOperator]) -> str
     return f"{name} after {operators[source].kind if source >= 0 else 'image'}"
 
 
-def _add(terms: dict[str, Term], name: str, share: Any, operator: SizedOperator) -> None:
-    present = operator.present
-    elements = operator.elements_in + operator.elements_out
-    _sum(terms, name, share if present is None else np.logical_and(share, present), elements)
-
-
-def _add_copy(terms: dict[str, Term], name: str, copied: Any, present: Any) -> None:
-    _sum(terms, name, np.greater(copied, 0) if present is None else np.greater(copied, 0) & present, 2 * copied)
-
-
-def _sum(terms: dict[str, Term], name: str, share: Any, elements: Any) -> None:
+def _add(terms: dict[str, Term], name: str, share: Any, elements: Any, present: Any) -> None:
+    share = share if present is None else np.logical_and(share, present)
     if not np.any(share):
         return
     calls, near, far = terms.get(name, (0.0, 0.0, 0.0))
-    terms[name] = calls + share * 1.0, near + share * elements, far + share * np.maximum(0.0, elements - FAR)
+    if np.max(elements) > FAR:
+        far = far + share * np.maximum(0.0, elements - FAR)
+    terms[name] = calls + share * 1.0, near + share * elements, far

@@ -14,6 +14,7 @@ from torch import nn
 
 from pocketzoo import Architecture, InvalidRun, OutsideCalibration, UnknownDevice
 from pocketzoo.profiler import fit as fitting
+from pocketzoo.profiler.alike import FEW, alike
 from pocketzoo.profiler.calibrated import CHUNK, CalibratedModel
 from pocketzoo.profiler.fit import LEAST_SAMPLES, fit
 from pocketzoo.profiler.latency import (
@@ -210,6 +211,32 @@ def test_many_candidates_cost_what_each_costs_when_built(graph: Any, runtime: st
     assert len(set(together)) == len({tuple(row) for row in widths.tolist()})
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_candidates_that_are_alike_cost_what_each_costs_alone(graph: Any, runtime: str) -> None:
+    """With enough of them, an operator is priced once for each of the widths that it sees."""
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(0, 0.1, shape), rng.normal(0, 0.1, shape[1])) for shape in ((len(NAMES) + 1, 5), (5, 1))]
+    model = calibrated(graph, runtime, kinds=dict.fromkeys(KINDS, kind(layers=layers)))
+    stems, expands = np.meshgrid(np.arange(5, 18), np.arange(3, 20))
+    widths = rng.permutation(np.repeat(np.column_stack([stems.ravel(), expands.ravel()]), 2, axis=0))
+    together = model.predict(graph, widths)
+    assert len(np.unique(together.round(12))) > len(widths) / 4
+    for row in range(0, len(widths), 10):
+        assert together[row] == pytest.approx(model.predict(graph, widths[row : row + 1])[0], rel=1e-6)
+
+
+def test_candidates_are_alike_where_all_sizes_are_the_same() -> None:
+    first, second = np.tile([7.0, 5, 7, 7, 5, 7], FEW), np.tile([2.0, 2, 3, 2, 2, 3], FEW)
+    found = alike([first, second])
+    assert found is not None
+    of_each, which = found
+    assert len(of_each) == 3  # (7, 2), (5, 2), (7, 3)
+    assert (first[of_each][which] == first).all()
+    assert (second[of_each][which] == second).all()
+    assert alike([np.append(first, 4.0 + len(first)), np.append(second, 2.0)]) is None  # more sizes than candidates
+    assert alike([]) is None
+
+
 def test_more_candidates_than_a_chunk(graph: Any) -> None:
     model = calibrated(graph)
     widths = np.tile([*graph.groups.values()], (CHUNK + 1, 1))
@@ -284,6 +311,20 @@ def test_an_unseen_light_operator_is_refused_by_name(graph: Any) -> None:
         model.predict(graph)
     with pytest.raises(OutsideCalibration, match="saw no such operator"):
         model.predict(graph, [[*graph.groups.values()]])
+
+
+def test_a_light_operator_that_was_not_seen_costs_its_nearest_line() -> None:
+    """The same company in the other layout, else a plain convolution in its company's place, else the dearest."""
+    graph = graph_of(nn.Sequential(nn.Conv2d(4, 8, 1, groups=2), nn.BatchNorm2d(8)), 6, 4)
+    prefix = "batch norm: batch_norm after"
+    lines = {"grouped conv, blocked": 3e-4, "conv, plain": 2e-4, "conv, blocked": 1e-4, "add, plain": 5e-4,
+             "pool, plain": 4e-4}  # fmt: skip
+    expected = [3e-4, 2e-4, 1e-4, 5e-4, 4e-4]
+    for ms in expected:
+        light = {f"{prefix} {company}": (call, call * 1e-6, 0.0) for company, call in lines.items()}
+        found = calibrated(graph, light=light).by_operator(graph)[1]
+        assert found == pytest.approx(ms + ms * 1e-6 * 2 * 8 * 6 * 6)
+        del lines[next(company for company, call in lines.items() if call == ms)]
 
 
 def test_a_light_operator_in_other_company_costs_its_dearest_line(graph: Any) -> None:

@@ -29,6 +29,7 @@ Look = Callable[[Tensor], Tensor | None]  # sees a layer's input; what it return
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 MIXING = ("conv", "grouped conv", "linear", "transposed conv")
 PIXELS, MOST = 1 << 19, 256  # of all images of a batch, and images in one: 10 of 224 x 224, 256 of 32 x 32
+SCORED_PIXELS = 1 << 17  # where batches do not change what comes out: 2 of 224 x 224, which take no longer
 OUTPUTS = 16  # channels of a layer's output whose sums are looked at in each batch
 
 
@@ -58,9 +59,16 @@ def reading_layers(graph: ChannelGraph, model: nn.Module) -> dict[str, Reader]:
     return {path: found[path] for path in ran if path in found}
 
 
-def batches(split: Split, info: DataInfo, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images and labels, as many at a time as a small memory holds."""
-    size = max(1, min(MOST, PIXELS // (split.images.shape[-1] * split.images.shape[-2])))
+def batch_size(split: Split, pixels: int = PIXELS) -> int:
+    """As many images as a small memory holds."""
+    return max(1, min(MOST, pixels // (split.images.shape[-1] * split.images.shape[-2])))
+
+
+def batches(
+    split: Split, info: DataInfo, device: torch.device, pixels: int = PIXELS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images and labels, `batch_size` at a time."""
+    size = batch_size(split, pixels)
     for start in range(0, len(split), size):
         part = slice(start, start + size)
         yield info.normalise(split.images[part].to(device)), split.labels[part].to(device)
@@ -112,7 +120,7 @@ def image_means(
 
     layers = reading_layers(graph, model)
     means = []
-    for images, _ in batches(split, info, device_of(model)):
+    for images, _ in batches(split, info, device_of(model), SCORED_PIXELS):
         total = torch.zeros(len(images), graph.n_channels, device=images.device)
         places = torch.zeros(graph.n_channels, device=images.device)
         looks = {path: looker(own, model.get_submodule(path), total, places) for path, own in layers.items()}
@@ -135,7 +143,7 @@ def loss_changes(graph: ChannelGraph, model: nn.Module, split: Split, info: Data
 
     layers = reading_layers(graph, model)
     changes = []
-    for images, labels in batches(split, info, device_of(model)):
+    for images, labels in batches(split, info, device_of(model), SCORED_PIXELS):
         total = torch.zeros(len(images), graph.n_channels, device=images.device)
         looks = {path: looker(own, model.get_submodule(path), total) for path, own in layers.items()}
         images.requires_grad_()  # so that the weights' own gradients need not be worked out

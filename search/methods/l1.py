@@ -17,7 +17,7 @@ from ...training.evaluate import evaluate, reestimate_batchnorm
 from ..latency import model_of, priced
 from ..projection import Limits
 from ..threshold import widths_by_score
-from .activations import drawn
+from .activations import batch_size, drawn
 from .method import Proposal, Task
 
 RATIOS = (0.25, 0.5, 0.75)  # of a group's channels that the scan takes out
@@ -70,7 +70,7 @@ class L1Norm:
         def accuracy(keep: Keep) -> float:
             cut = task.graph.mask(task.model, keep)
             reestimate_batchnorm(cut, images)
-            return evaluate(cut, val, task.data.info).accuracy
+            return evaluate(cut, val, task.data.info, batch_size=batch_size(val)).accuracy
 
         whole = accuracy({})
         rows = []
