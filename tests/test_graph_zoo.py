@@ -38,26 +38,26 @@ def cheapest(names: list[str]) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryModel:
-    def test_counts_identity_and_three_widths(self, name: str) -> None:
+    def test_counts_identity_and_two_widths(self, name: str) -> None:
         arch = architecture(name)
         model = on_meta(arch)
         graph = check_counts(model, arch.input_shape)
         assert not graph.unknown
         check_identity(graph, model, arch.input_shape)
-        check_widths(graph, model, arch.input_shape, 3)
+        check_widths(graph, model, arch.input_shape, 2)
 
 
 @pytest.mark.parametrize("names", FAMILIES.values(), ids=FAMILIES.keys())
 class TestEveryFamily:
-    def test_a_hundred_widths_on_meta(self, names: list[str]) -> None:
+    def test_twenty_widths_on_meta(self, names: list[str]) -> None:
         arch = architecture(cheapest(names))
         model = on_meta(arch)
-        check_widths(pz.trace(model, arch.input_shape), model, arch.input_shape, 100, seed=1)
+        check_widths(pz.trace(model, arch.input_shape), model, arch.input_shape, 20, seed=1)
 
-    def test_five_prunings_compute_what_the_masked_original_computes(self, names: list[str]) -> None:
+    def test_three_prunings_compute_what_the_masked_original_computes(self, names: list[str]) -> None:
         arch = architecture(cheapest(names))
         model = randomise(arch.build())
-        check_pruning(pz.trace(model, arch.input_shape), model, arch.input_shape, 5)
+        check_pruning(pz.trace(model, arch.input_shape), model, arch.input_shape, 3)
 
     def test_five_resized_models_run_with_numbers(self, names: list[str]) -> None:
         arch = architecture(cheapest(names))

@@ -62,13 +62,13 @@ def test_a_multiple_below_one_is_refused(multiple: int) -> None:
 def test_shrinking_keeps_to_the_multiple_and_its_folder_to_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data, recipe = pz.load_data("digits", subset=300), Recipe(epochs=1, batch_size=64)
-    small = pz.shrink(NET, data, "macs=50%", "l1", out=tmp_path / "run", recipe=recipe, multiple=8)
+    small = pz.shrink(NET, data, "macs=50%", "random", out=tmp_path / "run", recipe=recipe, multiple=8)
     default = NET.graph().groups
     for widths in (small.widths, uniform_widths(small, 0), random_widths(small, 0)):
         assert all(width % 8 == 0 or width == default[group] == 0 for group, width in widths.items()), widths
     assert small.result.costs["macs"] <= 0.5 * NET.graph().price().macs
     with pytest.raises(InvalidRun, match="multiple"):
-        pz.shrink(NET, data, "macs=50%", "l1", out=tmp_path / "run", recipe=recipe, multiple=16)
+        pz.shrink(NET, data, "macs=50%", "random", out=tmp_path / "run", recipe=recipe, multiple=16)
 
 
 def test_the_commands_take_a_multiple(tmp_path: Path) -> None:

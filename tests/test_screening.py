@@ -219,6 +219,7 @@ def test_a_parent_keeps_its_structure(tmp_path: Path) -> None:
 # -- several budgets -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_budgets_share_a_supernet_prune_each_and_make_one_front(tmp_path: Path) -> None:
     """Pruned networks, which Optuna has only for one objective, are in every study; none is on the front."""
     study = run_search(
