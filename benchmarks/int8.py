@@ -1,7 +1,8 @@
 """How much faster INT8 and structured pruning make networks on this processor in ONNX Runtime, and where not, why.
 
 Run: python benchmarks/int8.py             (about five minutes of one quiet core; writes int8.md)
-     python benchmarks/int8.py RUN DATA    (INT8 accuracy of a trained run by calibration, printed)
+     python benchmarks/int8.py RUN DATA    (INT8 accuracy of a trained run by calibration, printed;
+                                            int8_calibration.txt holds two parents of pruning_evidence.py)
 
 Six files of each network run in common rounds, fp32 and INT8 of each of three: the network, its channels of largest L1
 norm at half its multiply-accumulates, and these with every width rounded to a multiple of 16. Batch 1, one thread.
@@ -16,10 +17,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from records import machine, versions
 from torch import nn
 
 from pocketzoo import Architecture, trace
@@ -115,6 +118,7 @@ def main() -> int:
     if given.run:
         table = calibrations(given.run, given.data, split=given.split)
         quality = " (JPEG q75)" if "cifar" in str(given.data).lower() else ""
+        print(f"{datetime.now(UTC):%Y-%m-%d}; {versions('pocketzoo', 'torch', 'onnxruntime')}; {machine()}")
         print(f"{given.run}: {given.split} images of {given.data}{quality}\n{table.to_string(index=False)}")
         return 0
     results = {}
