@@ -251,11 +251,11 @@ def _looked_up(values: Array, which: npt.NDArray[np.int64]) -> Array:
 
 
 def _integers(array: Floats, hint: Hint, coder: str | None) -> bytes | None:
-    if not isinstance(hint, Scaled) or len(hint.scales) not in (1, len(array)):
+    if not isinstance(hint, Scaled) or len(hint.scales) not in (1, len(array)) or not hint.scales.all():
         return None
     rows = array.reshape(len(array), -1)
     whole = np.rint(rows / hint.scales.reshape(-1, 1))
-    if not (np.abs(whole) < MOST_INTEGER).all():
+    if not ((whole >= -MOST_INTEGER) & (whole < MOST_INTEGER)).all():
         return None
     if (_scaled(whole.astype(np.int64), hint.scales).view(np.uint32) != rows.view(np.uint32)).any():
         return None

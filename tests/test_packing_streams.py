@@ -260,6 +260,14 @@ def test_a_wrong_hint_is_not_used() -> None:
         assert bits(forms.decode(forms.encode(tensor, hint), (6, 4), torch.float32)) == bits(tensor)
 
 
+@pytest.mark.parametrize("edge", [-(2**15), 2**15 - 1])
+def test_integers_of_sixteen_bits_keep_their_edges(edge: int) -> None:
+    tensor = torch.full((3, 4), 0.5 * edge) - 0.5 * torch.arange(12).reshape(3, 4) * (1 if edge > 0 else -1)
+    coded = forms.encode(tensor, forms.Scaled(np.array([0.5], np.float32)))
+    assert bits(forms.decode(coded, (3, 4), torch.float32)) == bits(tensor)
+    assert form_of(coded) == forms.INTEGERS
+
+
 def test_one_integer_scale_of_a_tensor_without_dimensions() -> None:
     coded = forms.encode(torch.tensor(0.75), forms.Scaled(np.array([0.25], np.float32)))
     assert float(forms.decode(coded, (), torch.float32)) == 0.75
