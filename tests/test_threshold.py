@@ -73,6 +73,21 @@ def test_the_next_best_channel_that_fits_takes_what_is_left() -> None:
     assert widths_by_score(Chain(), scores, Budget(macs=68)) == {"a": 3, "b": 1, "c": 2}  # type: ignore[arg-type]
 
 
+class WideChain(Chain):
+    """A layer of forty channels between narrow ones."""
+
+    groups = MappingProxyType({"a": 4, "b": 40, "c": 8})
+
+
+def test_a_tenth_of_a_wide_layer_stays_where_the_budget_has_room() -> None:
+    """By hand: 9a + 5ab + 3bc + 10c with scores a > c > b; (1, 4, 1), the tenths, costs 51."""
+    scores = {"a": np.full(4, 9.0), "b": np.full(40, 0.1), "c": np.full(8, 5.0)}
+    # of 60, neither the second of a (80) nor of c (73) fits, the fifth of b (59) does
+    assert widths_by_score(WideChain(), scores, Budget(macs=60)) == {"a": 1, "b": 5, "c": 1}  # type: ignore[arg-type]
+    # of 50, one of each (27) and the second of a (41); no more of a (55), c (54) or b (54)
+    assert widths_by_score(WideChain(), scores, Budget(macs=50)) == {"a": 2, "b": 1, "c": 1}  # type: ignore[arg-type]
+
+
 def test_steps_are_taken_whole_and_judged_by_their_mean() -> None:
     """Blocks of two of b: (9 + 1)/2 = 5, (3 + 3)/2 = 3 and (2 + 2)/2 = 2; c's single channels 4, 2.5, ... between."""
     scores = {"a": np.full(4, 0.01), "b": np.array([9.0, 1, 3, 3, 2, 2]), "c": np.array([4.5, 4, 2.5, 0.1, 0, 0, 0, 0])}
