@@ -31,7 +31,8 @@ def widths_by_score(graph: ChannelGraph, scores: Scores, budget: Budget) -> Widt
     limits = Limits(priced(graph, model_of(budget)), budget, cap=1.0)
     names = list(graph.groups)
     removable = np.array([name in graph.removable for name in names], dtype=bool)
-    least, tenth = (np.where(removable, 0, own) for own in (limits.step, limits.rounded(FLOOR * limits.default)))
+    tenth = limits.rounded(np.asarray(FLOOR * limits.default, dtype=np.float64))
+    least, tenth = (np.where(removable, 0, own) for own in (limits.step, tenth))
     blocks = [_blocks(scores[name], int(step)) for name, step in zip(names, limits.step, strict=True)]
     if limits.share(least[None])[0] > 1:
         limits.check_reachable()
