@@ -100,11 +100,16 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def choose(self, selector: str, words: str) -> None:
-        """An entry of a list, as its keyboard finds it."""
-        self.read(f"document.querySelector({json.dumps(selector)}).focus()")
-        for letter in words:
-            self.call("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
-            self.call("Input.dispatchKeyEvent", type="keyUp", key=letter)
+        """An entry of a list by its arrow keys; typing its name would be forgotten between slow letters."""
+        chosen = f"document.querySelector({json.dumps(selector)})"
+        self.read(f"{chosen}.focus()")
+        wanted = self.read(f"[...{chosen}.options].findIndex(o => o.label.startsWith({json.dumps(words)}))")
+        assert wanted >= 0, words
+        steps = wanted - self.read(f"{chosen}.selectedIndex")
+        key, code = ("ArrowDown", 40) if steps > 0 else ("ArrowUp", 38)
+        for _ in range(abs(steps)):
+            self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code)
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
     def column(self, key: str) -> list[str]:
         found: list[str] = self.read(
