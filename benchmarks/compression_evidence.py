@@ -118,8 +118,9 @@ class Evidence:
                 network, architecture = narrowed(parent, [int(width) for width in trial.shrunk.split("-")])
                 fit(network, self.blind, recipe, teacher=self.teacher(trial, seed))
             else:
-                method, budget = trial.shrunk.split(maxsplit=1)
-                small = shrink(parent, self.blind, budget, method, recipe=recipe, finetune=recipe)
+                method, *words, budget = trial.shrunk.split()
+                settings = {name: float(value) for name, value in (word.split("=") for word in words)}
+                small = shrink(parent, self.blind, budget, method, settings=settings, recipe=recipe, finetune=recipe)
                 assert small.architecture is not None  # the parent is one of the zoo's
                 network, architecture = small.model, small.architecture
             file.parent.mkdir(parents=True, exist_ok=True)
