@@ -165,6 +165,7 @@ TRIALS: tuple[Trial, ...] = (
     structured(9),
     structured(15, 0.002),
     structured(10, 0.002),
+    Trial("smallest pruned 98", MLP, "prune(0.98, schedule=iterative, rounds=8, epochs=3)"),
     Trial("smallest 80-40", MLP, "prune(0.94, schedule=iterative, rounds=8, epochs=3)", shrunk="80-40", teacher=MLP),
     Trial("smallest 80-40, 3 bits", MLP, "kmeans(3, epochs=6) | half", after="smallest 80-40", teacher=MLP),
     Trial("smallest pruned 95, 3 bits", MLP, "kmeans(3, epochs=3, lr=0.02) | half", after="pruned 95"),
