@@ -5,7 +5,7 @@ Run: python benchmarks/int8.py             (about five minutes of one quiet core
                                             int8_calibration.txt holds two parents of pruning_evidence.py)
 
 Six files of each network run in common rounds, fp32 and INT8 of each of three: the network, its channels of largest L1
-norm at half its multiply-accumulates, and these with every width rounded to a multiple of 16. Batch 1, one thread.
+norm at half its multiply-accumulates, and the same in multiples of 16 (`--multiple 16`). Batch 1, one thread.
 Weights are fresh: they do not change the time. The last column is where a file's time goes by ONNX Runtime's profiler:
 FusedConv is its slower convolution, for widths that its blocks of channels do not fit.
 """
@@ -46,11 +46,9 @@ PAGE = Path(__file__).with_suffix(".md")
 
 
 def pruned(model: nn.Module, shape: Sequence[int], step: int) -> nn.Module:
-    """The same share of every group's channels, a multiple of `step`, those of largest L1 norm."""
-    graph = trace(model, shape)
-    uniform = uniform_widths(graph, absolute(SHARE, graph))
-    rounded = {group: max(step, step * round(width / step)) for group, width in uniform.items()}
-    widths = {group: min(width, graph.groups[group]) for group, width in rounded.items()}
+    """The same share of every group's channels, those of largest L1 norm, in multiples of `step`."""
+    graph = trace(model, shape, multiple=step)
+    widths = uniform_widths(graph, absolute(SHARE, graph))
     cut: nn.Module = graph.resize(model, keep=graph.select(surviving_mass(graph, model, {}), widths))
     return cut
 
