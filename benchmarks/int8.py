@@ -32,7 +32,7 @@ from pocketzoo.profiler.files import measure_files
 from pocketzoo.profiler.measure import built
 from pocketzoo.profiler.runner import Protocol
 from pocketzoo.profiler.runtimes import FILES
-from pocketzoo.search.methods.thinet import uniform_widths
+from pocketzoo.search.nearest import uniform_widths
 from pocketzoo.search.shrink import absolute
 
 NETWORKS = (("mobilenet_v2", 224), ("resnet18", 224), ("mobilenet_v2", 96), ("cifar_resnet20", 32))  # name, pixels

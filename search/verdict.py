@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from torch import Tensor, nn
 
@@ -21,14 +20,13 @@ from ..training.recipe import Recipe
 from ..training.result import Result
 from ..training.saved import RESULT_NAME
 from ..zoo.architecture import Architecture
+from . import nearest
 from .arms import Trained, Training
 from .budget import Budget
 from .findings import ARMS, Findings, findings
 from .inherit import begin
-from .latency import model_of, priced
 from .methods.method import Method
 from .origin import recipe_of, resolution_of
-from .projection import project
 from .remaining import Remaining
 from .shrink import PAGE, Shrunk, chosen_method, finetune_recipe, shrink
 from .shrink_page import write_shrink_page
@@ -62,13 +60,14 @@ def found_widths(small: Shrunk, seed: int) -> Widths:
 
 def uniform_widths(small: Shrunk, seed: int) -> Widths:
     """All groups scaled by one factor that meets the budget."""
-    return _projected(small, np.ones(len(small.origin.graph.groups)))
+    return nearest.uniform_widths(small.origin.graph, small.budget)
 
 
 def random_widths(small: Shrunk, seed: int) -> Widths:
     """Proportions between a quarter and one drawn from the seed, scaled to the budget."""
     graph = small.origin.graph
-    return _projected(small, graph.random_widths(1, seed=seed)[0] / np.array(list(graph.groups.values())))
+    drawn = graph.random_widths(1, seed=seed)[0] / np.array(list(graph.groups.values()))
+    return nearest.nearest_widths(graph, dict(zip(graph.groups, drawn.tolist(), strict=True)), small.budget)
 
 
 SCRATCH: dict[str, tuple[WidthsOf, bool]] = {  # arm -> widths, and whether it trains for as much compute as the parent
@@ -211,13 +210,6 @@ class Account:
     def _spent(self, result: Result) -> int:
         images, size = len(self.data.train), min(result.recipe.batch_size, len(self.data.train))
         return int(result.costs["macs"]) * result.recipe.epochs * (images // size * size)
-
-
-def _projected(small: Shrunk, proportions: npt.NDArray[np.float64]) -> Widths:
-    graph = small.origin.graph
-    limited = priced(graph, model_of(small.budget))
-    (widths,) = project(limited, proportions, small.budget, cap=1.0).widths.tolist()
-    return dict(zip(graph.groups, widths, strict=True))
 
 
 def _write(folder: Path, data: DataSet, first: Shrunk, trainings: pd.DataFrame, found: Findings) -> None:

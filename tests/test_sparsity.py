@@ -19,7 +19,8 @@ from pocketzoo.graph.sparsity import (
     top,
 )
 from pocketzoo.search.methods.magnitude import Magnitude
-from pocketzoo.search.methods.surviving import fresh, nearest_widths, sparsity_of
+from pocketzoo.search.methods.surviving import fresh, sparsity_of
+from pocketzoo.search.nearest import nearest_widths
 
 
 class Residual(nn.Module):

@@ -132,12 +132,14 @@ def test_a_dead_branch_is_removed() -> None:
     check_proposal(task, proposal)
 
 
-def test_by_itself_the_strength_takes_an_average_group_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    # without gradients each step only shrinks: equal norms vanish together once the thresholds add up to them
+def test_by_itself_the_strength_halves_an_average_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    # without gradients each step only shrinks: norms lose what the thresholds add up to, half of their mean
     task = task_of("lenet5", epochs=3, warmup=0.0, weight_decay=0.0, momentum=0.0)
     with torch.no_grad():
         for weight in prunable(task.model).values():
             weight.fill_(weight[0].numel() ** -0.5)  # filters of norm 1
+            weight[::2] *= 0.4
+            weight[1::2] *= 1.6
     for parameter in task.model.parameters():
         parameter.requires_grad_(False)
     task.model.get_parameter("classifier.bias").requires_grad_(True)  # something to train
@@ -152,8 +154,11 @@ def test_by_itself_the_strength_takes_an_average_group_to_zero(monkeypatch: pyte
 
     monkeypatch.setattr(Groups, "shrink", watched)
     proposal = StructuredSparsity(on="filters").propose(task)
-    assert seen == pytest.approx([rate * 1.5 / sum(rates) for rate in rates])
-    assert proposal.layers["surviving"].tolist()[:-1] == [0, 0, 0]  # the classifier's outputs are not channels
+    assert seen == pytest.approx([rate * 0.5 / sum(rates) for rate in rates])
+    filters = [weight for name, weight in prunable(proposal.model).items() if "classifier" not in name]
+    assert all(weight[::2].eq(0).all() for weight in filters)  # the classifier's outputs are not channels
+    left = torch.cat([weight[1::2].flatten(1).norm(dim=1) for weight in filters])
+    assert left.tolist() == pytest.approx([1.1] * len(left), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "mobilenet_v2_x0_35", "shufflenet_v1_g3_x0_25"])

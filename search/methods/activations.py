@@ -29,7 +29,8 @@ Look = Callable[[Tensor], Tensor | None]  # sees a layer's input; what it return
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 MIXING = ("conv", "grouped conv", "linear", "transposed conv")
 PIXELS, MOST = 1 << 19, 256  # of all images of a batch, and images in one: 10 of 224 x 224, 256 of 32 x 32
-SCORED_PIXELS = 1 << 17  # where batches do not change what comes out: 2 of 224 x 224, which take no longer
+# Where batches do not change what comes out: 2 of 224 x 224, which take no longer, and 1 where gradients are wanted.
+SCORED_PIXELS, GRADIENT_PIXELS = 1 << 17, 1 << 16
 OUTPUTS = 16  # channels of a layer's output whose sums are looked at in each batch
 
 
@@ -143,7 +144,7 @@ def loss_changes(graph: ChannelGraph, model: nn.Module, split: Split, info: Data
 
     layers = reading_layers(graph, model)
     changes = []
-    for images, labels in batches(split, info, device_of(model), SCORED_PIXELS):
+    for images, labels in batches(split, info, device_of(model), GRADIENT_PIXELS):
         total = torch.zeros(len(images), graph.n_channels, device=images.device)
         looks = {path: looker(own, model.get_submodule(path), total) for path, own in layers.items()}
         images.requires_grad_()  # so that the weights' own gradients need not be worked out

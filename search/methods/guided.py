@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ...errors import InvalidSetting
 from ...graph.importance import l1_importance
+from ..nearest import nearest_widths
 from ..patterns import Pattern
 from .method import Proposal, Task
-from .surviving import nearest_widths
 
 
 @dataclass(frozen=True)

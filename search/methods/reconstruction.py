@@ -19,6 +19,7 @@ from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 
 from ...training.evaluate import device_of
+from ..nearest import uniform_widths
 from .activations import (
     Sampled,
     Sampler,
@@ -33,7 +34,7 @@ from .activations import (
     weight_of,
 )  # fmt: skip
 from .method import Proposal, Task
-from .thinet import selectable, uniform_widths
+from .thinet import selectable
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -13,8 +13,9 @@ from ...errors import InvalidSetting
 from ...graph.importance import l1_importance
 from ...graph.sparsity import counts, largest, prunable, surviving_proportions
 from ...training.loop import AUXILIARY_WEIGHT
+from ..nearest import nearest_widths
 from .method import Proposal, Task
-from .surviving import DERIVED, check_sparsity, fresh, nearest_widths, sparsity_of
+from .surviving import DERIVED, check_sparsity, fresh, sparsity_of
 
 
 @dataclass(frozen=True)

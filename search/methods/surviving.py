@@ -10,23 +10,13 @@ import torch
 from torch import nn
 
 from ...errors import InvalidSetting
-from ...graph.channel_graph import ChannelGraph, Widths
 from ...graph.sparsity import Masks, counts, surviving_mass, surviving_proportions
 from ...training.evaluate import device_of
 from ...training.loop import History
-from ..budget import Budget
-from ..latency import model_of, priced
-from ..projection import project
+from ..nearest import nearest_widths, uniform_widths
 from .method import Proposal, Task
 
 DERIVED = 0.0  # a setting's sparsity that stands for the budget's own
-
-
-def nearest_widths(graph: ChannelGraph, proportions: dict[str, float], budget: Budget) -> Widths:
-    """The widths nearest to proportions by group that meet the budget; no group grows. Raises BudgetTooSmall."""
-    ratios = [proportions[name] for name in graph.groups]
-    projected = project(priced(graph, model_of(budget)), ratios, budget, cap=1.0)
-    return dict(zip(graph.groups, projected.widths[0].tolist(), strict=True))
 
 
 def surviving(task: Task, model: nn.Module, masks: Masks, history: pd.DataFrame | None = None) -> Proposal:
@@ -54,7 +44,7 @@ def sparsity_of(task: Task, sparsity: float) -> float:
     """
     if sparsity != DERIVED:
         return sparsity
-    uniform = nearest_widths(task.graph, dict.fromkeys(task.graph.groups, 1.0), task.budget)
+    uniform = uniform_widths(task.graph, task.budget)
     return 1 - sum(uniform.values()) / sum(task.graph.groups.values())
 
 

@@ -12,12 +12,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ...graph.channel_graph import ChannelGraph, Widths
+from ...graph.channel_graph import ChannelGraph
 from ...graph.masks import Reader
 from ...training.evaluate import device_of
-from ..budget import Budget
-from ..latency import model_of, priced
-from ..projection import project
+from ..nearest import uniform_widths
 from .activations import (
     Sampled,
     Sampler,
@@ -87,12 +85,6 @@ class ThiNet(Sampled):
         missing = (1.0 - stay, 1.0 - factor)
         errors = [float(part @ gram @ part / total) for part in missing]
         return {"layer": path, "error": errors[0], "scaled_error": errors[1]}
-
-
-def uniform_widths(graph: ChannelGraph, budget: Budget) -> Widths:
-    """The same share of every group's channels, as large as the budget allows; raises BudgetTooSmall."""
-    widths = project(priced(graph, model_of(budget)), np.ones(len(graph.groups)), budget, cap=1.0).widths[0]
-    return dict(zip(graph.groups, widths.tolist(), strict=True))
 
 
 def selectable(graph: ChannelGraph) -> list[tuple[str, npt.NDArray[np.int64]]]:
