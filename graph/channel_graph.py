@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from math import lcm
 from typing import Any
@@ -34,17 +34,24 @@ COLUMNS = ("params", "macs", "flops", "activations", "peak_memory_bytes", "memor
 
 
 def trace(
-    model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[int]], *, multiple: int = 1
+    model: nn.Module, input_shape: Sequence[int] | Sequence[Sequence[int]], *, multiple: int = 1,
+    whole_groups: Collection[str] = (),
 ) -> ChannelGraph:  # fmt: skip
     """Follow one forward pass of any module on the meta device and return its channel graph.
 
     `input_shape` is [N, C, H, W] of one input, or a list of shapes. Widths are to be chosen in multiples of `multiple`
-    (see `ChannelGraph.steps`). The model is not touched and nothing is computed. Raises UntraceableModel when what
-    runs depends on values, with file and line.
+    (see `ChannelGraph.steps`). Of the grouped convolutions `whole_groups` a narrower network has fewer groups, of the
+    others as many but narrower ones (see cardinality.py). The model is not touched and nothing is computed. Raises
+    UntraceableModel when what runs depends on values, with file and line.
     """
-    first = input_shape[0]
-    shapes = [tuple(input_shape)] if isinstance(first, int) else [tuple(s) for s in input_shape]  # type: ignore[arg-type]
-    return ChannelGraph(model, shapes, follow(model, shapes), multiple)  # type: ignore[arg-type]
+    is_single = isinstance(input_shape[0], int)
+    shapes = [tuple(input_shape)] if is_single else [tuple(s) for s in input_shape]  # type: ignore[arg-type]
+    modules = dict(model.named_modules())
+    for path in whole_groups:
+        if not isinstance(modules.get(path), nn.modules.conv._ConvNd):
+            raise InvalidWidths(f"whole_groups names {path!r}, which is no convolution{suggestion(path, modules)}")
+    first = follow(model, shapes, whole_groups=whole_groups)  # type: ignore[arg-type]
+    return ChannelGraph(model, shapes, first, multiple)  # type: ignore[arg-type]
 
 
 class ChannelGraph:
@@ -55,7 +62,17 @@ class ChannelGraph:
             raise InvalidWidths(f"widths cannot go in multiples of {multiple}; expected at least 1")
         self.model, self.inputs, self._first, self.multiple = model, list(inputs), first, multiple
 
+    def of(self, model: nn.Module) -> ChannelGraph:
+        """Another module's graph, traced as this one was."""
+        left = {path for path, layer in model.named_modules() if isinstance(layer, nn.modules.conv._ConvNd)}
+        return trace(model, self.inputs, multiple=self.multiple, whole_groups=self.whole_groups & left)
+
     # -- what there is ---------------------------------------------------------------------------------------------
+
+    @property
+    def whole_groups(self) -> frozenset[str]:
+        """The grouped convolutions of which a narrower network has fewer groups."""
+        return self._first.whole_groups
 
     @cached_property
     def _tracer(self) -> Tracer:
@@ -466,7 +483,7 @@ class ChannelGraph:
         values = values_at(self._tracer, {s: full[self._names[s]] for s in self._symbols})
         has_weights = not all(p.is_meta for p in model.parameters())
         index, reads = self._sources(full, keep, strict=widths is None) if has_weights or keep is not None else ({}, {})
-        resized = rebuild(model, shapes_at(self._tracer, values), index, reads)
+        resized = rebuild(model, shapes_at(self._tracer, values), index, reads, self.whole_groups)
         follow(resized, self.inputs)
         return resized
 
@@ -496,7 +513,7 @@ class ChannelGraph:
 
     def _rest(self, gone: Sequence[Branch], model: nn.Module) -> tuple[ChannelGraph, nn.Module]:
         emptied = without(model, gone)
-        return trace(emptied, self.inputs), emptied
+        return self.of(emptied), emptied
 
     def _select_without(self, gone: Sequence[Branch], scores: Mapping[str, Any], full: Widths, strict: bool) -> Keep:
         rest, _ = self._rest(gone, self.model)

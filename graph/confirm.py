@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from math import lcm
 
@@ -15,9 +15,12 @@ from .sizes import WIDTH, Linear, Number, Sizes
 from .tracer import Tracer
 
 
-def follow(model: nn.Module, inputs: Sequence[Shape], readings: Mapping[int, int] | None = None) -> Tracer:
+def follow(
+    model: nn.Module, inputs: Sequence[Shape], readings: Mapping[int, int] | None = None,
+    whole_groups: Collection[str] = (),
+) -> Tracer:  # fmt: skip
     """Trace the evaluation pass, and the training pass too where parameters are only used there."""
-    tracer = Tracer(model, readings=readings)
+    tracer = Tracer(model, readings=readings, whole_groups=whole_groups)
     run_passes(tracer, inputs)
     return tracer
 
@@ -27,7 +30,7 @@ def ambiguous_views(model: nn.Module, inputs: Sequence[Shape], first: Tracer) ->
     doubtful = {i for i, op in enumerate(first.ops) if op.kind == "view" and op.alternatives and _has_equal_sides(op)}
     readings = dict(first.readings)
     while doubtful:
-        lenient = Tracer(model, readings=readings, sizes=Sizes(lenient=True))
+        lenient = Tracer(model, readings=readings, sizes=Sizes(lenient=True), whole_groups=first.whole_groups)
         lenient.run(inputs)
         values = values_at(lenient, _other_widths(lenient, free_widths(lenient)))
         second = Tracer(model, shapes_at(lenient, values), reference=lenient, values=values)
@@ -109,7 +112,7 @@ def confirmed(model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> Trace
     """The trace whose size rules hold at other widths too; what does not follow is frozen, and why is kept."""
     tracer, readings = first, ambiguous_views(model, inputs, first)
     if readings != first.readings:
-        tracer = follow(model, inputs, readings=readings)
+        tracer = follow(model, inputs, readings, first.whole_groups)
     frozen: dict[int, str] = {}
     pads: set[int] = set()
     while widths := free_widths(tracer):
@@ -123,7 +126,7 @@ def confirmed(model: nn.Module, inputs: Sequence[Shape], first: Tracer) -> Trace
         if second.misread:
             for number in second.misread:
                 readings[number] = readings.get(number, 0) + 1
-            tracer = follow(model, inputs, readings=readings)
+            tracer = follow(model, inputs, readings, first.whole_groups)
             for symbol, why in frozen.items():
                 tracer.sizes.freeze(Linear({symbol: 1}), why)
             pads.clear()

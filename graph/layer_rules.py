@@ -30,23 +30,24 @@ def convolution(t: Tracer, func: Any, args: Args, kwargs: Kwargs) -> Tensor:
         raise RuntimeError(f"a kernel of {list(kernel)} does not fit a map of {before}")
     t.freeze_sides(wi.sides[2:], "kernel size")
     depthwise = groups > 1 and not transposed and _is_depthwise(t, xi, wi, groups)
-    if depthwise:
-        groups = c_in
+    by_group = depthwise or (not transposed and t.path in t.whole_groups)
+    if by_group:
+        groups = c_in // wi.shape[1]
     reads = wi.shape[0] if transposed else wi.shape[1] * groups
     if c_in != reads:
         raise Clash(len(t.ops), f"{c_in} channels arrive where {reads} are read, at {t.where()}")
     if transposed:
         side, line = _transposed_channels(t, xi, wi, groups)
-    elif depthwise:
-        side, line = _depthwise_channels(t, xi, wi, wi.shape[0] // groups)
+    elif by_group:
+        side, line = _channels_by_group(t, xi, wi, groups)
     else:
         side, line = _dense_channels(t, xi, wi, groups)
     _bias(t, bias, side, line)
     shape = (batch, wi.shape[1] * groups if transposed else wi.shape[0], *spatial)
     out = t.know(empty(shape, x), Info((xi.sides[0], side, *spatial), t.channels_like(line, shape)))
     work = prod(kernel) * prod(before if transposed else spatial) * batch
-    if depthwise:
-        macs: Product = work, (as_form(side),)
+    if by_group:
+        macs: Product = work * wi.shape[1], (as_form(side),)
     else:
         macs = ratio(work, groups), (as_form(xi.sides[1]), as_form(side))
     kind = "depthwise conv" if depthwise else "grouped conv" if groups > 1 else "conv"
@@ -117,17 +118,23 @@ def _tie_read(t: Tracer, wi: Info, source: Tensor | None, groups: int, names: li
             t.grouped[name] = (groups, source, number)
 
 
-def _depthwise_channels(t: Tracer, xi: Info, wi: Info, per_channel: int) -> tuple[int | Side, Tensor | None]:
+def _channels_by_group(t: Tracer, xi: Info, wi: Info, groups: int) -> tuple[int | Side, Tensor | None]:
+    """As many groups as there are channels for: all that a group reads and writes is one channel. Depthwise is that."""
     arrives, made = xi.sides[1], wi.sides[0]
-    t.freeze_sides(wi.sides[1:2], "one input channel a group")
+    reads, writes = wi.shape[1], wi.shape[0] // groups
+    kind = "depthwise convolution" if reads == 1 else f"convolution in groups of {reads}"
+    t.freeze_sides(wi.sides[1:2], f"{reads} input channel{'s' * (reads > 1)} a group")
     line, source = t.along(wi, 0), t.along(xi, 1)
     if isinstance(arrives, Side):
-        t.unify(made, Side(arrives.form * per_channel), "depthwise convolution")
+        t.unify(made, Side(arrives.form * ratio(writes, reads)), kind)
+        t.sizes.must_be_whole(arrives.form * ratio(1, reads), f"{kind} at {t.path}")
         if line is not None and source is not None:
-            t.edges.append((line, source.repeat_interleave(per_channel)))
-        side: int | Side = arrives if per_channel == 1 else made
+            first = source[::reads]
+            t.edges.append((line, first.repeat_interleave(writes)))
+            t.edges.append((source, first.repeat_interleave(reads)))
+        side: int | Side = arrives if reads == writes else made
     else:
-        t.freeze_sides([made], f"depthwise convolution of a fixed input at {t.path}")
+        t.freeze_sides([made], f"{kind} of a fixed input at {t.path}")
         side = made
     return side, line
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -79,9 +79,10 @@ def fresh(old: Tensor, shape: Shape) -> Tensor:
 
 
 def rebuild(
-    model: nn.Module, shapes: Mapping[str, Shape], index: Mapping[str, Index], reads: Mapping[str, Indices]
-) -> nn.Module:
-    """A copy of the model with parameters and buffers of these shapes."""
+    model: nn.Module, shapes: Mapping[str, Shape], index: Mapping[str, Index], reads: Mapping[str, Indices],
+    whole_groups: Collection[str] = (),
+) -> nn.Module:  # fmt: skip
+    """A copy of the model with parameters and buffers of these shapes; whose groups are whole has as many as fit."""
     tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     memo: dict[int, object] = {}
     for name, tensor in tensors.items():
@@ -97,8 +98,8 @@ def rebuild(
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad) if is_parameter else new
     resized = copy.deepcopy(model, memo)
-    for module in resized.modules():
-        _tell(module)
+    for path, module in resized.named_modules():
+        _tell(module, path in whole_groups)
     _keep_effective_weights(model, resized, index, reads)
     return resized
 
@@ -107,17 +108,17 @@ def _moves(source: Indices | None) -> bool:
     return source is not None and not np.array_equal(source, np.arange(len(source)))
 
 
-def _tell(module: nn.Module) -> None:
+def _tell(module: nn.Module, has_whole_groups: bool) -> None:
     """Set a leaf module's size attributes by the shapes of its parameters."""
     if isinstance(module, nn.modules.conv._ConvNd):
         shape = module.weight.shape
         depthwise = module.groups == module.in_channels and module.groups > 1 and not module.transposed
+        by_group = has_whole_groups or (depthwise and shape[1] == 1)
         if module.transposed:
             module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
-        elif depthwise and shape[1] == 1:
-            per_channel = module.out_channels // module.in_channels
-            module.in_channels = module.groups = shape[0] // per_channel
-            module.out_channels = shape[0]
+        elif by_group:
+            module.groups = shape[0] // (module.out_channels // module.groups)
+            module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
         else:
             module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
     elif isinstance(module, nn.Linear):

@@ -8,7 +8,7 @@ entry that made it, and movement operators move these labels as they move the da
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,7 @@ class Tracer(Labels, TorchDispatchMode):
         readings: Mapping[int, int] | None = None,
         labelled: Mapping[str, Sequence[bool]] | None = None,
         reference: Tracer | None = None,
+        whole_groups: Collection[str] = (),
         values: list[int] | None = None,
     ) -> None:
         if isinstance(model, torch.jit.ScriptModule | nn.DataParallel):
@@ -53,6 +54,7 @@ class Tracer(Labels, TorchDispatchMode):
         self.readings = dict(readings or {})
         self.ops: list[Operator] = []
         self.reference, self.values = reference, values
+        self.whole_groups: frozenset[str] = reference.whole_groups if reference else frozenset(whole_groups)
         self.unknown: dict[str, str] = {}  # operator -> where it was met
         self._info: dict[int, Info] = {}
         self._alive: list[Tensor] = []

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..errors import CorruptFile, InvalidSetting
 from ..graph.channel_graph import trace
 
-Edit = Mapping[str, Any]  # {"replace": path, "by": network} or {"widths": {...}, "input": [1, C, H, W]}
+# {"replace": path, "by": network} or {"widths": {...}, "input": [1, C, H, W]}, the latter with "whole_groups": [path,
+# ...] where these grouped convolutions have fewer groups instead of narrower ones.
+Edit = Mapping[str, Any]
 MOST_LAYERS = 64  # of one network
 MOST_SIDE = 1 << 20
 MOST_DIMENSIONS, MOST_INPUT = 6, 1 << 26  # of an input, and its numbers
@@ -53,20 +55,22 @@ def apply(model: nn.Module, edits: Sequence[Edit], most_bytes: int) -> nn.Module
         if set(edit) == {"replace", "by"}:
             with torch.device("meta"):
                 put(model, str(edit["replace"]), built(edit["by"]))
-        elif set(edit) == {"widths", "input"}:
-            model = _resized(model, edit["widths"], edit["input"], most_bytes)
+        elif {"widths", "input"} <= set(edit) <= {"widths", "input", "whole_groups"}:
+            model = _resized(model, edit["widths"], edit["input"], edit.get("whole_groups", []), most_bytes)
         else:
             raise CorruptFile(f"an edit of {sorted(edit)}")
     return model
 
 
-def _resized(model: nn.Module, widths: Any, inputs: Any, most_bytes: int) -> nn.Module:
+def _resized(model: nn.Module, widths: Any, inputs: Any, whole_groups: Any, most_bytes: int) -> nn.Module:
     is_shape = isinstance(inputs, list) and 2 <= len(inputs) <= MOST_DIMENSIONS
     if not is_shape or not all(type(n) is int and n > 0 for n in inputs) or prod(inputs) > MOST_INPUT:
         raise CorruptFile("an edit for inputs that are none")
     if not isinstance(widths, dict) or not all(type(n) is int and 0 <= n <= MOST_SIDE for n in widths.values()):
         raise CorruptFile("an edit with widths that are none")
-    graph = trace(model, tuple(inputs))
+    if not isinstance(whole_groups, list) or not all(isinstance(path, str) for path in whole_groups):
+        raise CorruptFile("an edit with whole groups of no layers")
+    graph = trace(model, tuple(inputs), whole_groups=whole_groups)
     if graph.price(widths).params * PARAMETER_BYTES > most_bytes:
         raise CorruptFile("an edit with widths of another, much larger network")
     return graph.resize(model, widths)

@@ -30,7 +30,7 @@ class Parent:
     def __init__(self, model: nn.Module, architecture: Architecture, *, cut_first: bool = False) -> None:
         self.architecture = architecture
         self._model = model.eval()
-        self._graph = trace(model, architecture.input_shape)
+        self._graph = trace(model, architecture.input_shape, whole_groups=architecture.whole_groups)
         self._scores = {} if cut_first else l1_importance(self._graph, model)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InvalidData, UntraceableModel
+from ..errors import InvalidData, InvalidSetting, InvalidWidths, UntraceableModel
+from ..graph.cardinality import separable_groups
 from ..graph.channel_graph import ChannelGraph, Widths, trace
 from ..training.data import DataSet
 from ..training.loop import fit
@@ -34,16 +35,18 @@ class Origin:
         """The architecture at other widths; a branch that it has lost before stays lost."""
         if self.architecture is None:
             return None
-        return self.architecture.with_widths({**(self.architecture.widths or {}), **widths})
+        whole = self.architecture.with_whole_groups(self.graph.whole_groups)
+        return whole.with_widths({**(self.architecture.widths or {}), **widths})
 
     @classmethod
     def of(
         cls, model: nn.Module | Architecture | str | Path, data: DataSet, recipe: Recipe, folder: Path | None, *,
-        trust: Sequence[str] = (), multiple: int = 1, progress: bool = False,
+        trust: Sequence[str] = (), multiple: int = 1, by_groups: bool = False, progress: bool = False,
     ) -> Origin:  # fmt: skip
         """A module as it is, a run's folder or file as it was saved; a name or Architecture is trained by the recipe.
 
-        Widths go in multiples of `multiple`. Raises what `graph_before` does.
+        Widths go in multiples of `multiple`; `by_groups`: grouped convolutions have fewer groups, not narrower ones,
+        where these are separable. Raises what `graph_before` does.
         """
         if (there := _there(model, data, trust)) is not None:
             network, architecture = there
@@ -52,21 +55,24 @@ class Origin:
             architecture = _architecture(model, data)
             network = _trained(architecture, data, recipe, folder, progress)
             record = folder or network
-        return cls(network, architecture, _graph(network, architecture, data, multiple), _result_of(record))
+        graph = _graph(network, architecture, data, multiple, by_groups)
+        return cls(network, architecture, graph, _result_of(record))
 
 
 def graph_before(
-    model: nn.Module | Architecture | str | Path, data: DataSet, trust: Sequence[str] = (), multiple: int = 1
+    model: nn.Module | Architecture | str | Path, data: DataSet, trust: Sequence[str] = (), multiple: int = 1,
+    by_groups: bool = False,
 ) -> ChannelGraph:  # fmt: skip
     """The graph of the network that is to shrink, before anything is trained or written.
 
     Raises InvalidData where a saved network was made for other classes, InvalidRun where compression gave it other
-    layers, UntraceableModel where no width can vary.
+    layers, UntraceableModel where no width can vary, InvalidSetting where groups are to go that are narrower already.
     """
     if (there := _there(model, data, trust)) is not None:
-        return _graph(*there, data, multiple)
+        return _graph(*there, data, multiple, by_groups)
     architecture = _architecture(model, data)
-    return _searchable(architecture.graph(multiple=multiple), architecture.family)
+    graph = architecture.graph(multiple=multiple)
+    return _searchable(_by_groups(graph, architecture) if by_groups else graph, architecture.family)
 
 
 def resolution_of(model: nn.Module | Architecture | str | Path, trust: Sequence[str]) -> int | None:
@@ -105,9 +111,40 @@ def _architecture(model: nn.Module | Architecture | str | Path, data: DataSet) -
     return fitted(model, data)
 
 
-def _graph(network: nn.Module, architecture: Architecture | None, data: DataSet, multiple: int) -> ChannelGraph:
-    graph = trace(network, (1, data.in_channels, data.resolution, data.resolution), multiple=multiple)
+def _graph(
+    network: nn.Module, architecture: Architecture | None, data: DataSet, multiple: int, by_groups: bool
+) -> ChannelGraph:
+    shape = (1, data.in_channels, data.resolution, data.resolution)
+    whole = architecture.whole_groups if architecture else ()
+    graph = trace(network, shape, multiple=multiple, whole_groups=whole)
+    if by_groups:
+        graph = _by_groups(graph, architecture)
     return _searchable(graph, architecture.family if architecture else "the model")
+
+
+def _by_groups(graph: ChannelGraph, architecture: Architecture | None) -> ChannelGraph:
+    """The graph in which grouped convolutions lose whole groups, where these are separable."""
+    if graph.whole_groups:
+        return graph
+    shape = graph.inputs[0]
+    layers = separable_groups(graph.model, shape)
+    if architecture is not None and architecture.widths and layers:
+        _check_groups_are_full(architecture, graph.model, layers)
+    return trace(graph.model, shape, multiple=graph.multiple, whole_groups=layers)
+
+
+def _check_groups_are_full(architecture: Architecture, network: nn.Module, layers: Collection[str]) -> None:
+    """An Architecture's widths mean narrower groups or fewer ones, not some of both."""
+    try:
+        rebuilt = architecture.with_whole_groups(layers).graph().model.state_dict()
+        is_same = {k: v.shape for k, v in rebuilt.items()} == {k: v.shape for k, v in network.state_dict().items()}
+    except InvalidWidths:
+        is_same = False
+    if not is_same:
+        raise InvalidSetting(
+            "its convolution groups were made narrower before, and whole ones can go only from a network whose groups"
+            " have their full width: begin with the network before that, or take on=channels"
+        )
 
 
 def _saved(model: nn.Module | Architecture | str | Path) -> Path | None:

@@ -29,7 +29,7 @@ from ..zoo.architecture import Architecture
 from .arms import Training
 from .budget import Budget
 from .latency import COLUMN, model_of, priced
-from .methods.method import Choosy, Method, Proposal, Task, method_named
+from .methods.method import Choosy, Grouped, Method, Proposal, Task, method_named
 from .origin import Origin, graph_before, recipe_of, resolution_of
 from .patterns import FILE as PATTERN
 from .patterns import pattern_of
@@ -124,14 +124,16 @@ def shrink(
     recipe = recipe or recipe_of(model, dataset)
     finetune = finetune or finetune_recipe(recipe)
     chosen = chosen_method(method, settings)
-    graph = graph_before(model, dataset, trust, multiple)  # before a folder is begun and hours are spent
+    by_groups = isinstance(chosen, Grouped) and chosen.by_groups
+    graph = graph_before(model, dataset, trust, multiple, by_groups)  # before a folder is begun and hours are spent
     absolute(budget, graph)
     if isinstance(chosen, Choosy):
         chosen.check(graph)
     folder = None if out is None else _opened(out, model, dataset, budget, chosen, recipe, finetune, multiple)
     origin = Origin.of(
-        model, dataset, recipe, folder and folder / PARENT, trust=trust, multiple=multiple, progress=progress
-    )
+        model, dataset, recipe, folder and folder / PARENT, trust=trust, multiple=multiple, by_groups=by_groups,
+        progress=progress,
+    )  # fmt: skip
     limit = absolute(budget, origin.graph)
     task = MeteredTask(
         _on_device(origin.model), origin.graph, dataset, limit, recipe, folder and folder / METHOD, progress

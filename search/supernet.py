@@ -105,7 +105,7 @@ def train_supernet(architecture: Architecture, data: DataSet, recipe: Recipe, ou
         if (folder / RESULT_NAME).exists():
             return folder
         network = begin(architecture, recipe.seed, None)
-        graph = trace(network, architecture.input_shape)
+        graph = trace(network, architecture.input_shape, whole_groups=architecture.whole_groups)
         sandwich = Sandwich.of(network, graph, recipe.seed)
         history = fit(sandwich, data, recipe, extra_loss=_distance, checkpoint_dir=folder, progress=progress)
         origin = provenance(data.info, seed=recipe.seed, seconds=history.seconds)

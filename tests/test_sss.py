@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 import pocketzoo as pz
 from pocketzoo import InvalidSetting
+from pocketzoo.graph.cardinality import separable_groups
+from pocketzoo.packing.edits import apply
 from pocketzoo.search.methods.method import Task
 from pocketzoo.search.methods.sss import FACTORS, SparseStructureSelection, Structures, apg_step
 from pocketzoo.search.projection import Limits
@@ -55,7 +57,7 @@ def test_apg_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "on"),
     [("cardinal", "channels"), ("cardinal", "groups"), ("cardinal", "blocks"), ("cifar_densenet40_12", "channels"),
-     ("mobilenet_v3_small", "channels"), ("shufflenet_v1_g3_x0_25", "groups")],
+     ("mobilenet_v3_small", "channels"), ("resnext50_8x14d", "groups")],
 )  # fmt: skip
 def test_folded_factors_compute_what_they_computed_outside(name: str, on: str) -> None:
     torch.manual_seed(0)
@@ -63,7 +65,7 @@ def test_folded_factors_compute_what_they_computed_outside(name: str, on: str) -
     model = Cardinal() if name == "cardinal" else pz.create_model(name, num_classes=10, in_channels=1, resolution=32)
     model.eval()
     names = sorted(model.state_dict())
-    graph = pz.trace(model, (1, 1, side, side))
+    graph = by_groups(model, side) if on == "groups" else pz.trace(model, (1, 1, side, side))
     x = torch.randn(2, 1, side, side)
     plain = model(x)
     structures = Structures(graph, model, on)
@@ -76,6 +78,11 @@ def test_folded_factors_compute_what_they_computed_outside(name: str, on: str) -
     structures.fold(model)
     assert off(model(x), scaled) < 1e-4
     assert sorted(model.state_dict()) == names
+
+
+def by_groups(model: nn.Module, side: int) -> pz.ChannelGraph:
+    shape = (1, 1, side, side)
+    return pz.trace(model, shape, whole_groups=separable_groups(model, shape))
 
 
 def off(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -102,10 +109,12 @@ def test_a_channel_of_factor_zero_is_a_channel_removed() -> None:
 
 def test_a_group_has_the_channels_that_it_writes_and_a_block_those_inside() -> None:
     model = Cardinal()
-    graph = pz.trace(model, (1, 1, SIDE, SIDE))
+    graph = by_groups(model, SIDE)
     groups = Structures(graph, model, "groups")
-    assert groups.of_channel[graph.channels("a2.1.weight", 0)].tolist() == [i // 4 for i in range(16)]
-    assert (groups.of_channel >= 0).sum() == 16
+    for layer in ("a1", "a2"):  # what it reads, and what it writes
+        assert groups.of_channel[graph.channels(f"{layer}.1.weight", 0)].tolist() == [i // 4 for i in range(16)]
+    assert groups.number == 4
+    graph = pz.trace(model, (1, 1, SIDE, SIDE))
     blocks = Structures(graph, model, "blocks")
     inside = {name: set(blocks.of_channel[graph.channels(f"{name}.1.weight", 0)]) for name in ("a1", "a2", "b1")}
     assert inside == {"a1": {0}, "a2": {0}, "b1": {1}}
@@ -135,6 +144,8 @@ def cardinal(budget: str, epochs: int = 1) -> Task:
 @pytest.mark.parametrize("on", ["channels", "groups", "blocks"])
 def test_meets_the_budget(on: str) -> None:
     given = cardinal("macs=60%")
+    if on == "groups":
+        given = replace(given, graph=by_groups(given.model, SIDE))
     found = SparseStructureSelection(on).propose(given)
     limit = given.budget.limits["macs"]
     assert 0.85 * limit < given.graph.price(found.widths).macs <= limit
@@ -158,6 +169,66 @@ def test_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert again.widths == first.widths
     assert all((again.scores[name] == first.scores[name]).all() for name in first.scores)
     assert (first.scores["b1.0"] != 1).all()
+
+
+def test_a_group_of_factor_zero_is_a_group_removed() -> None:
+    torch.manual_seed(0)
+    model = Cardinal().eval()
+    graph = by_groups(model, SIDE)
+    structures = Structures(graph, model, "groups")
+    structures.attach(model)
+    with torch.no_grad():
+        model.get_parameter(FACTORS)[:] = torch.tensor([1.2, 0.0, 0.7, 0.0])
+    factors = model.get_parameter(FACTORS).detach().double().numpy()
+    widths = dict(zip(graph.groups, structures.living(factors).tolist(), strict=True))
+    assert widths == {**graph.groups, "a1.0": 8}
+    x = torch.randn(2, 1, SIDE, SIDE)
+    outside = model(x)
+    structures.fold(model)
+    keep = graph.select(graph.by_group(structures.per_channel(factors)), widths)
+    assert keep["a1.0"] == [0, 1, 2, 3, 8, 9, 10, 11]
+    smaller = graph.resize(model, keep=keep)
+    assert smaller.get_submodule("a2.0").groups == 2
+    assert torch.allclose(smaller(x), outside, atol=1e-5)
+
+
+OWN, BRIEFLY = "test_sss:Cardinal", pz.Recipe(epochs=1, batch_size=32, lr=0.05)
+
+
+def test_groups_go_and_what_is_left_comes_back_from_its_files(tmp_path: Path) -> None:
+    base = pz.Architecture.of(OWN, num_classes=10, in_channels=1, resolution=SIDE)
+    settings = {"on": "groups"}
+    small = pz.shrink(base, digits(), "macs=80%", "sss", settings=settings, out=tmp_path / "a", recipe=BRIEFLY)
+    assert small.origin.graph.whole_groups == {"a2.0"}
+    conv = small.model.get_submodule("a2.0")
+    assert (conv.groups, conv.in_channels // conv.groups) == (small.widths["a1.0"] // 4, 4)
+    assert 1 <= conv.groups < 4
+    assert 0.9 <= small.result.costs["macs"] / small.budget.limits["macs"] <= 1
+    x = digits().info.normalise(digits().val.images[:4])
+    with torch.no_grad():
+        expected = small.model.eval()(x)
+        saved = pz.load(tmp_path / "a", trust=[OWN])
+        assert off(saved(x), expected) < 1e-4
+        assert small.architecture is not None
+        again = pz.Architecture.from_json(small.architecture.to_json()).build()
+        assert {k: v.shape for k, v in again.state_dict().items()} == {
+            k: v.shape for k, v in saved.state_dict().items()
+        }
+        assert again.get_submodule("a2.0").groups == conv.groups
+        pz.compress_model(tmp_path / "a", "half", data="digits", trust=[OWN]).save(tmp_path / "a.pz")
+        assert off(pz.load_packed(tmp_path / "a.pz", trust=[OWN])(x), expected) < 0.01
+        edit = {"widths": small.widths, "whole_groups": ["a2.0"], "input": [1, 1, SIDE, SIDE]}
+        assert apply(Cardinal(), [edit], 1 << 20).get_submodule("a2.0").groups == conv.groups
+    further = pz.shrink(tmp_path / "a", digits(), "macs=80%", "l1", recipe=BRIEFLY, trust=[OWN])
+    smaller = further.model.get_submodule("a2.0")
+    assert smaller.in_channels // smaller.groups == 4
+
+
+def test_groups_that_are_narrower_already_cannot_go_whole(tmp_path: Path) -> None:
+    base = pz.Architecture.of(OWN, num_classes=10, in_channels=1, resolution=SIDE)
+    pz.shrink(base, digits(), "macs=50%", "random", out=tmp_path, recipe=BRIEFLY)
+    with pytest.raises(InvalidSetting, match="begin with the network before that"):
+        pz.shrink(tmp_path, digits(), "macs=70%", "sss", settings={"on": "groups"}, recipe=BRIEFLY, trust=[OWN])
 
 
 @pytest.mark.parametrize("on", ["groups", "blocks"])

@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ class Architecture:
     """Family, settings, input, and optional widths per channel group; equal when their keys are.
 
     `family` names a family of the zoo, or a user's own network as `"package.module:factory"` with its keyword
-    arguments as settings; that module is imported only when the network is built.
+    arguments as settings; that module is imported only when the network is built. Widths leave the grouped convolutions
+    `whole_groups` fewer groups, others narrower ones.
     """
 
     family: str
@@ -41,6 +42,7 @@ class Architecture:
     num_classes: int = 1000
     in_channels: int = 3
     resolution: int = 224
+    whole_groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in INPUT_FIELDS:
@@ -83,6 +85,10 @@ class Architecture:
         """The same network at other widths; groups left out keep theirs."""
         return replace(self, widths=_checked(widths))
 
+    def with_whole_groups(self, layers: Collection[str]) -> Architecture:
+        """The same network, its widths read so that these grouped convolutions have fewer groups."""
+        return replace(self, whole_groups=tuple(sorted(layers)))
+
     def with_settings(self, **settings: Any) -> Architecture:
         """The same network with other settings or input."""
         record = {key: settings.pop(key) for key in INPUT_FIELDS if key in settings}
@@ -96,11 +102,11 @@ class Architecture:
 
         if self.is_foreign:
             model = self._build_default()
-            return trace(model, self.input_shape).resize(model, self.widths)
+            return trace(model, self.input_shape, whole_groups=self.whole_groups).resize(model, self.widths)
         device = torch.get_default_device()
         with torch.device("meta"):
             model = self._build_default()
-        resized = trace(model, self.input_shape).resize(model, self.widths)
+        resized = trace(model, self.input_shape, whole_groups=self.whole_groups).resize(model, self.widths)
         if device.type != "meta":
             resized.to_empty(device=device)
             initialise(resized)
@@ -111,7 +117,7 @@ class Architecture:
         from ..graph.channel_graph import trace
 
         with contextlib.nullcontext() if self.is_foreign else torch.device("meta"):
-            return trace(self.build(), self.input_shape, multiple=multiple)
+            return trace(self.build(), self.input_shape, multiple=multiple, whole_groups=self.whole_groups)
 
     def _build_default(self) -> nn.Module:
         if self.is_foreign:
@@ -141,6 +147,8 @@ class Architecture:
     def to_json(self) -> str:
         """One line of JSON with sorted keys; `from_json` reads it back."""
         record = {"format": FORMAT, **asdict(self)}
+        if not self.whole_groups:
+            del record["whole_groups"]
         return json.dumps(record, sort_keys=True)
 
     @classmethod
@@ -153,7 +161,8 @@ class Architecture:
                 raise InvalidSetting(f"architecture format {version} is not {FORMAT}: written by another pocketzoo")
             record.pop("data", None)  # a run's best.json says beside it what the network was trained on
             settings, widths = record.pop("settings"), record.pop("widths")
-            return cls(settings=_frozen(settings), widths=_checked(widths), **record)
+            whole = tuple(map(str, record.pop("whole_groups", ())))
+            return cls(settings=_frozen(settings), widths=_checked(widths), whole_groups=whole, **record)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidSetting(f"not an Architecture in JSON: {error}") from None
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from ...graph.channel_graph import ChannelGraph, Widths, trace
+from ...graph.channel_graph import ChannelGraph, Widths
 from ..budget import Budget
 from ..latency import model_of, priced
 from ..projection import Limits, project
@@ -75,7 +75,7 @@ def projected(graph: ChannelGraph, model: nn.Module, living: Ints, budget: Budge
     gone = {name: 0 for name, width in widths.items() if width == 0}
     if gone:
         structure = graph.resize(copy.deepcopy(model).to("meta"), gone)
-        rest = trace(structure, graph.inputs, multiple=graph.multiple)
+        rest = graph.of(structure)
     else:
         rest = graph
     timed = priced(rest, model_of(budget))

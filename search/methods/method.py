@@ -82,6 +82,16 @@ class Choosy(Protocol):
         ...
 
 
+@runtime_checkable
+class Grouped(Protocol):
+    """A method that can take whole groups out of grouped convolutions."""
+
+    @property
+    def by_groups(self) -> bool:
+        """Whether it does: its task's graph then has `whole_groups`."""
+        ...
+
+
 METHODS = {  # name -> module and class; the class's first line says what it does
     "l1": ("l1", "L1Norm"),
     "morphnet": ("morphnet", "MorphNet"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InvalidSetting
-from ...graph.channel_graph import ChannelGraph, trace
+from ...graph.channel_graph import ChannelGraph
 from ...training.recipe import Recipe
 from ..budget import Budget
 from ..latency import model_of, priced
@@ -65,7 +65,7 @@ class MorphNet:
         histories = [first.history]
         for number in range(1, self.rounds):
             model, _ = cut(graph, latest)
-            graph = trace(model, graph.inputs, multiple=graph.multiple)
+            graph = graph.of(model)
             latest = self._round(task, graph, model, number)
             histories.append(latest.history)
         widths = {name: latest.widths.get(name, 0) for name in task.graph.groups}  # 0: gone with an earlier round

@@ -38,8 +38,8 @@ FACTORS, BEFORE, VELOCITY = "structure_factors", "structure_factors_before", "st
 class SparseStructureSelection:
     """Multiplies structures by factors, trains those to exact zeros by proximal gradient, and removes the zeros.
 
-    `on`: `channels`; `groups`, those of grouped convolutions (ResNeXt's cardinality); or `blocks`, the residual
-    branches beside an identity.
+    `on`: `channels`; `groups`, those of grouped convolutions (ResNeXt's cardinality), which then have fewer of them; or
+    `blocks`, the residual branches beside an identity.
     """
 
     on: str = "channels"
@@ -48,12 +48,16 @@ class SparseStructureSelection:
         if self.on not in STRUCTURES:
             raise InvalidSetting(f"sss: on is {self.on!r}; expected one of {list(STRUCTURES)}")
 
+    @property
+    def by_groups(self) -> bool:
+        """Whether whole groups go."""
+        return self.on == "groups"
+
     def propose(self, task: Task) -> Proposal:
         """Train factors and weights together, with a strength that grows until the zeros meet the budget.
 
         Structures are then kept, the largest factors first, until they cost at least the budget, and their widths come
-        down to it by one multiplier. A graph has as many convolution groups at any width, so that what is left of a
-        grouped convolution becomes its width, spread over all its groups. Weights hold their factors afterwards.
+        down to it by one multiplier. Weights hold their factors afterwards.
         """
         graph, model = task.graph, copy.deepcopy(task.model)
         limits = Limits(priced(graph, model_of(task.budget)), task.budget, cap=1.0)
@@ -89,10 +93,11 @@ class Structures:
             self._readers = graph.readers()
         self.number = int(self.of_channel.max(initial=-1)) + 1
         if self.number == 0:
-            what = {"groups": "grouped convolution", "blocks": "residual branch beside an identity"}[on]
-            raise InvalidSetting(
-                f"sss: on={on} needs a {what} that may vary, and the network has none; take on=channels"
-            )
+            what = {
+                "groups": "grouped convolution whose groups may go one by one",
+                "blocks": "residual branch beside an identity that may go",
+            }[on]
+            raise InvalidSetting(f"sss: on={on} needs a {what}, and the network has none; take on=channels")
         self._check(model)
 
     def attach(self, model: nn.Module) -> None:
@@ -234,16 +239,14 @@ def _channels(membership: Membership) -> Ints:
 
 
 def _conv_groups(graph: ChannelGraph) -> Ints:
-    """What each group of every grouped convolution writes; a channel that several of them write is the first's."""
+    """The groups of every grouped convolution; all channels that one of them reads and writes are one of the graph."""
     of_channel, number = np.full(graph.n_channels, -1), 0
-    for name, reader in graph.readers().items():
-        written = graph.channels(name, 0)
-        if reader.groups == 1 or written is None:
-            continue
-        for channels in np.split(written, reader.groups):
-            own = channels[of_channel[channels] < 0]
-            of_channel[own] = number
-            number += len(own) > 0
+    for layer in sorted(graph.whole_groups):
+        written = graph.channels(f"{layer}.weight", 0)
+        assert written is not None  # it is separable
+        own = np.unique(written[of_channel[written] < 0])
+        of_channel[own] = number + np.arange(len(own))
+        number += len(own)
     return of_channel
 
 
