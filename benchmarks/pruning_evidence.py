@@ -92,8 +92,8 @@ SMALL = (
         ("slimming", "l1", "morphnet", "taylor", "random", "thinet", "magnitude"), 3, 4000, 5, narrow=0.25,
         settings={"repeats": (1, 1, 2, 2, 2)},
     ),
-    Case("CIFAR ResNet-20", "cifar10", "cifar_resnet20", "macs=50%", ("slimming", "l1", "random"), 2, 5000, 8),
-    Case("MobileNet v2 x0.5", "cifar10", "mobilenet_v2_x0_5", "macs=50%", ("slimming", "l1"), 2, 3000, 4),
+    Case("CIFAR ResNet-20", "cifar10", "cifar_resnet20", "macs=50%", ("slimming", "l1", "random"), 3, 5000, 8),
+    Case("MobileNet v2 x0.5", "cifar10", "mobilenet_v2_x0_5", "macs=50%", ("slimming", "l1"), 3, 3000, 4),
 )  # fmt: skip
 QUICK = (
     Case("LeNet-5", "mnist", "lenet5", "macs=30%", ("l1", "random"), 2, 600, 1),

@@ -52,10 +52,10 @@ class Parent:
 
     def fits(self, architecture: Architecture) -> bool:
         """Whether the network is the parent's but for widths, classes and input."""
-        return (self.architecture.family, dict(self.architecture.settings)) == (
-            architecture.family,
-            dict(architecture.settings),
-        )
+        own = self.architecture
+        return (own.family, dict(own.settings), own.whole_groups) == (
+            architecture.family, dict(architecture.settings), architecture.whole_groups,
+        )  # fmt: skip
 
     @torch.no_grad()
     def hand_down(self, model: nn.Module, architecture: Architecture) -> None:
@@ -96,7 +96,7 @@ def begin(architecture: Architecture, seed: int, parent: Parent | None) -> nn.Mo
 
 def check_descent(parent: Architecture, architecture: Architecture) -> None:
     """Raises WeightsMismatch unless a descendant of that form can be judged without training."""
-    for name in ("family", "settings", "num_classes", "in_channels"):
+    for name in ("family", "settings", "whole_groups", "num_classes", "in_channels"):
         own, asked = getattr(parent, name), getattr(architecture, name)
         if own != asked:
             raise WeightsMismatch(
