@@ -185,6 +185,18 @@ def test_unpacked_files_compute_the_same(folders: tuple[Path, Path, Any], tmp_pa
     assert "expected a name" in run("unpack", str(packed), "--to", str(tmp_path / "model.pt"), code=2)
 
 
+def test_onnx_runtime_is_told_to_unpack_first(folders: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    packed = tmp_path / "best.pz"
+    shutil.copyfile(folders[1] / "best.pz", packed)
+    picture = tmp_path / "a.png"
+    Image.new("L", (8, 8)).save(picture)
+    for model in (tmp_path, packed):
+        said = run("predict", str(model), str(picture), "--runtime", "onnx", code=2)
+        assert f"unpack {packed} --to {packed.with_suffix('.onnx')}" in said
+    run("unpack", str(packed), "--to", str(packed.with_suffix(".onnx")))
+    assert run("predict", str(packed), str(picture), "--runtime", "onnx")
+
+
 def test_help_lists_the_passes() -> None:
     listed = run("compress", "--recipe", "help")
     assert "prune" in listed

@@ -24,7 +24,7 @@ from .images import Encoded, decode
 from .loop import History, fit
 from .recipe import Recipe, recipe_for
 from .result import Result, provenance
-from .saved import KEY, ONNX_NAME, RESULT_NAME, load_with_info, read_description, save_model
+from .saved import KEY, ONNX_NAME, PACKED_NAME, RESULT_NAME, load_with_info, read_description, save_model
 
 RUNTIMES = ("torch", "onnx")
 EXAMPLES = 32  # validation images on which the ONNX file is compared with PyTorch
@@ -174,6 +174,9 @@ def _torch_forward(run: str | Path, trust: Sequence[str]) -> tuple[Any, DataInfo
 def _onnx_forward(run: Path) -> tuple[Any, DataInfo]:
     file = run / ONNX_NAME if run.is_dir() else run.with_suffix(".onnx")
     if not file.exists():
+        packed = run / PACKED_NAME if run.is_dir() else run
+        if packed.suffix == Path(PACKED_NAME).suffix and packed.exists():
+            raise InvalidRun(f"{packed} is a packed file: first `pocketzoo unpack {packed} --to {file}`")
         raise InvalidRun(f"there is no {file}; expected the folder of a finished run, or its best.onnx")
     try:
         session = open_session(file)
