@@ -276,3 +276,26 @@ def test_a_limit_is_given_once_to_a_search_too(tmp_path: Path) -> None:
 def test_a_module_of_one_layer_says_what_is_frozen() -> None:
     with pytest.raises(pz.UntraceableModel, match="nothing can shrink"):
         shrink(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "digits", "macs=50%", "l1")
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "settings", "said"),
+    [
+        ("lenet5", "slimming", {}, "batch-norm scales"),
+        ("lenet5", "morphnet", {}, "batch-norm scales"),
+        ("lenet5", "sss", {"on": "blocks"}, "take on=channels"),
+        ("lenet5", "sss", {"on": "groups"}, "take on=channels"),
+        ("lenet5", "ssl", {"on": "layers"}, "no groups of layers"),
+        ("test_criteria:Functional", "taylor", {}, "functional call"),
+        ("test_criteria:Functional", "thinet", {}, "functional call"),
+        ("test_criteria:Functional", "reconstruction", {}, "functional call"),
+    ],
+)  # fmt: skip
+def test_a_method_that_does_not_suit_a_network_says_so_before_anything_is_trained(
+    model: str, method: str, settings: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    base = pz.Architecture.of(model, num_classes=10, in_channels=1, resolution=16)
+    data = pz.load_data("digits", resolution=16)
+    with pytest.raises(pz.PocketzooError, match=said):
+        shrink(base, data, "macs=50%", method, settings=settings, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

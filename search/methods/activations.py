@@ -194,6 +194,11 @@ class Sampled:
             if getattr(self, name) < 1:
                 raise InvalidSetting(f"{name} is {getattr(self, name)}; expected a positive number")
 
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises UntraceableModel for a network with a layer whose input cannot be sampled."""
+        for path in reading_layers(graph, graph.model):
+            check_sampled(path, graph.model.get_submodule(path))
+
 
 class Sampler:
     """Keeps what layers read at random places of their outputs, [samples, positions, kernel], pass after pass.
@@ -229,14 +234,20 @@ class _Seen(Exception):
     """Ends a forward pass whose rest nobody looks at."""
 
 
+def check_sampled(path: str, module: nn.Module) -> None:
+    """Raises UntraceableModel for a layer that is not Conv2d or Linear."""
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        raise UntraceableModel(f"{path} is a {type(module).__name__}; what it reads is sampled of Conv2d and Linear")
+
+
 def sampled(path: str, module: nn.Module, x: Tensor, locations: int, draw: torch.Generator) -> Tensor:
     """[samples, positions, kernel] that a layer's output at random places is made of; see `weight_of`."""
     if isinstance(module, nn.Linear):
         rows = x.reshape(len(x), -1, x.shape[-1])
         at = _places(len(rows), rows.shape[1], locations, draw).to(x.device)
         return rows.gather(1, at[:, :, None].expand(-1, -1, rows.shape[2])).flatten(0, 1)[:, :, None]
-    if not isinstance(module, nn.Conv2d):
-        raise UntraceableModel(f"{path} is a {type(module).__name__}; what it reads is sampled of Conv2d and Linear")
+    check_sampled(path, module)
+    assert isinstance(module, nn.Conv2d)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, module._reversed_padding_repeated_twice, mode)
     reach = [module.dilation[d] * (module.kernel_size[d] - 1) for d in (0, 1)]

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidSetting
-from ...graph.channel_graph import Scores
+from ...graph.channel_graph import ChannelGraph, Scores
 from ..threshold import widths_by_score
-from .activations import drawn, image_means, loss_changes
+from .activations import drawn, image_means, loss_changes, reading_layers
 from .method import Proposal, Task
 
 Floats = npt.NDArray[np.float64]
@@ -40,6 +40,10 @@ class Criterion(ABC):
     def __post_init__(self) -> None:
         if self.images < 1:
             raise InvalidSetting(f"images is {self.images}; expected a positive number")
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises UntraceableModel for a network that reads channels by functional calls."""
+        reading_layers(graph, graph.model)
 
     @abstractmethod
     def channel_scores(self, task: Task) -> Floats:

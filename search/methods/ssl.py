@@ -69,13 +69,14 @@ class StructuredSparsity:
     def _kinds(self) -> list[str]:
         return [kind.strip() for kind in self.on.split(",")]
 
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises InvalidSetting for a network that has no such groups of weights."""
+        self._groups(graph, graph.model)
+
     def propose(self, task: Task) -> Proposal:
         """Train with the group lasso; let one threshold on what is left of the channels meet the budget."""
         model = copy.deepcopy(task.model)
-        made = [make(task.graph, model) for kind, make in KINDS.items() if kind in self._kinds]
-        kinds = [groups for groups in made if groups.places]
-        if not kinds:
-            raise InvalidSetting(f"ssl: the network has no groups of {self.on}; there are {','.join(KINDS)}")
+        kinds = self._groups(task.graph, model)
         recipe = task.recipe.with_settings(epochs=self.epochs or task.recipe.epochs)
         strength = self.strength or _strength(kinds, model, recipe, len(task.data.train))
         history = task.train(model, "ssl", recipe, after_step=_shrinking(kinds, strength))
@@ -84,6 +85,13 @@ class StructuredSparsity:
         nonzero = {name: weight.detach() != 0 for name, weight in prunable(model).items()}
         widths = widths_by_score(task.graph, scores, task.budget)
         return Proposal(widths, scores, model, epochs_of(history), counts(model, nonzero))
+
+    def _groups(self, graph: ChannelGraph, model: nn.Module) -> list[Groups]:
+        made = [make(graph, model) for kind, make in KINDS.items() if kind in self._kinds]
+        kinds = [groups for groups in made if groups.places]
+        if not kinds:
+            raise InvalidSetting(f"ssl: the network has no groups of {self.on}; there are {','.join(KINDS)}")
+        return kinds
 
 
 @dataclass(frozen=True)

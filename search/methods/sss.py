@@ -53,6 +53,10 @@ class SparseStructureSelection:
         """Whether whole groups go."""
         return self.on == "groups"
 
+    def check(self, graph: ChannelGraph) -> None:
+        """Raises InvalidSetting for a network that has no such structures, or one that cannot hold factors."""
+        Structures(graph, graph.model, self.on)
+
     def propose(self, task: Task) -> Proposal:
         """Train factors and weights together, with a strength that grows until the zeros meet the budget.
 
@@ -84,20 +88,10 @@ class Structures:
 
     def __init__(self, graph: ChannelGraph, model: nn.Module, on: str) -> None:
         self.membership = Membership(graph)
-        self._ends: list[str] = []
-        self._readers: Mapping[str, Reader] = {}
-        if on == "blocks":
-            self.of_channel, self._ends = _blocks(graph)
-        else:
-            self.of_channel = _channels(self.membership) if on == "channels" else _conv_groups(graph)
-            self._readers = graph.readers()
-        self.number = int(self.of_channel.max(initial=-1)) + 1
-        if self.number == 0:
-            what = {
-                "groups": "grouped convolution whose groups may go one by one",
-                "blocks": "residual branch beside an identity that may go",
-            }[on]
-            raise InvalidSetting(f"sss: on={on} needs a {what}, and the network has none; take on=channels")
+        self.of_channel = numbered(graph, on)
+        self.number = int(self.of_channel.max()) + 1
+        self._ends: list[str] = graph.branch_ends if on == "blocks" else []
+        self._readers: Mapping[str, Reader] = {} if on == "blocks" else graph.readers()
         self._check(model)
 
     def attach(self, model: nn.Module) -> None:
@@ -231,9 +225,21 @@ def apg_step(
     factors.copy_((z + momentum * velocity).clamp(min=0))
 
 
-def _channels(membership: Membership) -> Ints:
-    of_channel = np.full(membership.n_channels, -1)
-    free = np.unique(membership.channel)
+def numbered(graph: ChannelGraph, on: str) -> Ints:
+    """The structure that each channel is of, -1 for none; raises InvalidSetting where there are no structures."""
+    of_channel = {"channels": _channels, "groups": _conv_groups, "blocks": _blocks}[on](graph)
+    if of_channel.max(initial=-1) < 0:
+        what = {
+            "groups": "grouped convolution whose groups may go one by one",
+            "blocks": "residual branch beside an identity that may go",
+        }[on]
+        raise InvalidSetting(f"sss: on={on} needs a {what}, and the network has none; take on=channels")
+    return of_channel
+
+
+def _channels(graph: ChannelGraph) -> Ints:
+    of_channel = np.full(graph.n_channels, -1)
+    free = np.unique(Membership(graph).channel)
     of_channel[free] = np.arange(len(free))
     return of_channel
 
@@ -250,11 +256,11 @@ def _conv_groups(graph: ChannelGraph) -> Ints:
     return of_channel
 
 
-def _blocks(graph: ChannelGraph) -> tuple[Ints, list[str]]:
-    """The block of each channel inside of a residual branch that may go, and the layer that each block ends in."""
+def _blocks(graph: ChannelGraph) -> Ints:
+    """The block of each channel inside of a residual branch that may go."""
     of_channel = np.full(graph.n_channels, -1)
     for number, branch in enumerate(graph.branches):
         for name in branch:
             for layer in graph.members[name]:
                 of_channel[graph.channels_of(layer)] = number
-    return of_channel, graph.branch_ends
+    return of_channel
