@@ -46,10 +46,9 @@ def trace(
     """
     is_single = isinstance(input_shape[0], int)
     shapes = [tuple(input_shape)] if is_single else [tuple(s) for s in input_shape]  # type: ignore[arg-type]
-    modules = dict(model.named_modules())
-    for path in whole_groups:
-        if not isinstance(modules.get(path), nn.modules.conv._ConvNd):
-            raise InvalidWidths(f"whole_groups names {path!r}, which is no convolution{suggestion(path, modules)}")
+    layers = dict(model.named_modules())
+    if unknown := sorted(set(whole_groups) - layers.keys()):
+        raise InvalidWidths(f"whole_groups names {unknown[0]!r}, which is no layer{suggestion(unknown[0], layers)}")
     first = follow(model, shapes, whole_groups=whole_groups)  # type: ignore[arg-type]
     return ChannelGraph(model, shapes, first, multiple)  # type: ignore[arg-type]
 
@@ -64,8 +63,7 @@ class ChannelGraph:
 
     def of(self, model: nn.Module) -> ChannelGraph:
         """Another module's graph, traced as this one was."""
-        left = {path for path, layer in model.named_modules() if isinstance(layer, nn.modules.conv._ConvNd)}
-        return trace(model, self.inputs, multiple=self.multiple, whole_groups=self.whole_groups & left)
+        return trace(model, self.inputs, multiple=self.multiple, whole_groups=self.whole_groups)
 
     # -- what there is ---------------------------------------------------------------------------------------------
 

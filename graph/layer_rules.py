@@ -127,11 +127,13 @@ def _channels_by_group(t: Tracer, xi: Info, wi: Info, groups: int) -> tuple[int 
     line, source = t.along(wi, 0), t.along(xi, 1)
     if isinstance(arrives, Side):
         t.unify(made, Side(arrives.form * ratio(writes, reads)), kind)
-        t.sizes.must_be_whole(arrives.form * ratio(1, reads), f"{kind} at {t.path}")
+        if reads > 1:
+            t.sizes.must_be_whole(arrives.form * Fraction(1, reads), f"{kind} at {t.path}")
         if line is not None and source is not None:
             first = source[::reads]
             t.edges.append((line, first.repeat_interleave(writes)))
-            t.edges.append((source, first.repeat_interleave(reads)))
+            if reads > 1:
+                t.edges.append((source, first.repeat_interleave(reads)))
         side: int | Side = arrives if reads == writes else made
     else:
         t.freeze_sides([made], f"{kind} of a fixed input at {t.path}")

@@ -87,8 +87,8 @@ def test_groups_that_a_shuffle_or_another_grouping_ties_are_not_separable() -> N
     assert separable_groups(TwoGroupings(last=8), (1, 3, 8, 8)) == frozenset()
 
 
-def test_a_name_that_is_no_convolution() -> None:
-    with pytest.raises(InvalidWidths, match=r"names 'a2\.9', which is no convolution; did you mean a2"):
+def test_a_name_that_is_no_layer() -> None:
+    with pytest.raises(InvalidWidths, match=r"names 'a2\.9', which is no layer; did you mean a2"):
         trace(Cardinal(), (1, 1, 8, 8), whole_groups=["a2.9"])
 
 

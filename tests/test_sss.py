@@ -224,6 +224,17 @@ def test_groups_go_and_what_is_left_comes_back_from_its_files(tmp_path: Path) ->
     assert smaller.in_channels // smaller.groups == 4
 
 
+def test_a_branch_without_groups_is_gone(tmp_path: Path) -> None:
+    base = pz.Architecture.of(OWN, num_classes=10, in_channels=1, resolution=SIDE)
+    gone = base.with_whole_groups(["a2.0"]).with_widths({"a1.0": 0})
+    assert not isinstance(gone.build().get_submodule("a2.0"), nn.Conv2d)
+    assert "a1.0" not in gone.graph().groups
+    pz.train(gone, digits(), tmp_path, BRIEFLY)
+    small = pz.shrink(tmp_path, digits(), "macs=60%", "l1", recipe=BRIEFLY, trust=[OWN])
+    assert small.architecture is not None
+    assert small.architecture.graph().price().macs == small.result.costs["macs"]
+
+
 def test_groups_that_are_narrower_already_cannot_go_whole(tmp_path: Path) -> None:
     base = pz.Architecture.of(OWN, num_classes=10, in_channels=1, resolution=SIDE)
     pz.shrink(base, digits(), "macs=50%", "random", out=tmp_path, recipe=BRIEFLY)
