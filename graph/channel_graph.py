@@ -19,6 +19,7 @@ from .cells import Channels, Indices, Match, label, match
 from .confirm import broken_constraint, confirmed, follow, free_widths, shapes_at, steps_of, values_at
 from .costs import Costs, EnergyTable, default_energy
 from .masks import Reader, masked, readers
+from .price_table import COLUMNS, PriceTable
 from .record import Shape, Side
 from .resize import Index, grouped_reads, indices, rebuild
 from .sampling import sample_widths
@@ -30,7 +31,6 @@ from .tracer import Tracer
 Widths = dict[str, int]
 Keep = dict[str, Any]  # group -> kept indices; of a group tied by size only: layer -> kept indices
 Scores = dict[str, Any]  # group -> one number a channel; of a group tied by size only: layer -> numbers
-COLUMNS = ("params", "macs", "flops", "activations", "peak_memory_bytes", "memory_access", "energy_uj")
 
 
 def trace(
@@ -186,17 +186,10 @@ class ChannelGraph:
     # -- pricing -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _prices(self) -> pricing.Prices:
-        branch_of_op: dict[int, set[int]] = {}
-        branch_of_parameter: dict[str, set[int]] = {}
-        parameters = [name for name, _ in self.model.named_parameters()]
-        for i, branch in enumerate(self._branches):
-            for number in branch.operators:
-                branch_of_op.setdefault(number, set()).add(i)
-            for name in parameters:
-                if any(name.startswith(path + ".") for path in branch.modules):
-                    branch_of_parameter.setdefault(name, set()).add(i)
-        return pricing.Prices(self._tracer, self._symbols, branch_of_op, branch_of_parameter, parameters)
+    def _price_table(self) -> PriceTable:
+        return PriceTable(
+            self._tracer, self._symbols, self._branches, [name for name, _ in self.model.named_parameters()]
+        )
 
     def price(self, widths: Mapping[str, int] | None = None, energy: EnergyTable | None = None) -> Costs:
         """Costs at these widths, groups left out as they are; raises InvalidWidths."""
@@ -219,69 +212,7 @@ class ChannelGraph:
             raise InvalidWidths(f"{w.shape[1]} widths a row, but the graph has {len(self.groups)} groups")
         if unknown := set(columns) - set(COLUMNS):
             raise KeyError(f"no cost named {sorted(unknown)}; there are {COLUMNS}")
-        basic = self._basic(columns)
-        result = np.empty((len(basic), len(w)))
-        for removed, rows in self._by_removed(w):
-            self._fill(basic, w, rows, removed, result)
-        by_name = dict(zip(basic, result, strict=True))
-        return pd.DataFrame({c: self._column(c, by_name, energy or default_energy()) for c in columns})
-
-    def _basic(self, columns: Sequence[str]) -> list[str]:
-        """The matrices that these columns are made of."""
-        made_of = {"flops": ["macs"], "memory_access": ["weight_reads", "activation_access"],
-                   "energy_uj": ["macs", "weight_reads", "activation_access"]}  # fmt: skip
-        return list(dict.fromkeys(b for c in columns for b in made_of.get(c, [c])))
-
-    def _column(self, column: str, basic: dict[str, Any], energy: EnergyTable) -> npt.NDArray[Any]:
-        if column == "energy_uj":
-            return pricing.energy(basic["macs"], basic["weight_reads"], basic["activation_access"], energy)
-        if column == "memory_access":
-            values = basic["weight_reads"] + basic["activation_access"]
-        else:
-            values = 2 * basic["macs"] if column == "flops" else basic[column]
-        whole: npt.NDArray[np.int64] = np.rint(values).astype(np.int64)
-        return whole
-
-    def _by_removed(self, w: npt.NDArray[Any]) -> list[tuple[frozenset[int], npt.NDArray[np.int64] | slice]]:
-        """Rows by which branches are gone."""
-        if not self._branches or w.min(initial=1) > 0:
-            return [(frozenset(), slice(None))]
-        column = {s: i for i, s in enumerate(self._symbols)}
-        gone = np.column_stack([(w[:, [column[s] for s in b.emptied_by]] == 0).any(axis=1) for b in self._branches])
-        patterns, which = np.unique(gone, axis=0, return_inverse=True)
-        return [
-            (frozenset(np.flatnonzero(p).tolist()), np.flatnonzero(which.ravel() == i)) for i, p in enumerate(patterns)
-        ]
-
-    @cached_property
-    def _matrices(self) -> dict[tuple[tuple[str, ...], frozenset[int]], pricing.Quadratics]:
-        return {}
-
-    def _quadratics(self, columns: tuple[str, ...], removed: frozenset[int]) -> pricing.Quadratics:
-        if (columns, removed) not in self._matrices:
-            self._matrices[columns, removed] = self._prices.quadratics(columns, removed)
-        return self._matrices[columns, removed]
-
-    @cached_property
-    def _memory_rows(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        return self._prices.memory_rows()
-
-    def _fill(self, columns: Sequence[str], w: npt.NDArray[Any], rows: Any, removed: frozenset[int],
-              out: npt.NDArray[np.float64]) -> None:  # fmt: skip
-        """Write the costs of these rows of `w` into `out`, [columns, N]."""
-        memory = [i for i, c in enumerate(columns) if c == "peak_memory_bytes"]
-        others = [i for i, c in enumerate(columns) if c != "peak_memory_bytes"]
-        quadratics = self._quadratics(tuple(columns[i] for i in others), removed)
-        for start in range(0, len(w) if isinstance(rows, slice) else len(rows), pricing.CHUNK):
-            part = (
-                slice(start, start + pricing.CHUNK) if isinstance(rows, slice) else rows[start : start + pricing.CHUNK]
-            )
-            chunk = np.ascontiguousarray(w[part].T, dtype=np.float64)  # [G, chunk]
-            for i, values in zip(others, quadratics.at(chunk), strict=True):
-                out[i, part] = values
-            for i in memory:
-                matrix, constants = self._memory_rows
-                out[i, part] = (matrix @ chunk + constants[:, None]).max(axis=0)
+        return self._price_table.costs(w, columns, energy or default_energy())
 
     def layers(self, widths: Mapping[str, int] | None = None) -> pd.DataFrame:
         """One row per operator of the evaluation pass: name, op, module, shapes, params, macs, activations and more.

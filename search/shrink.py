@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InvalidBudget, InvalidSetting
-from ..graph.channel_graph import COLUMNS, ChannelGraph, Keep, Widths, trace
+from ..graph.channel_graph import ChannelGraph, Keep, Widths, trace
+from ..graph.price_table import COLUMNS
 from ..training.data import DataSet, load_data
 from ..training.evaluate import reestimate_batchnorm
 from ..training.folder import open_folder, write_text, write_with
