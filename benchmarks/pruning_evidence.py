@@ -84,7 +84,7 @@ class Case:
         return whole.with_widths({name: max(1, round(w * self.narrow)) for name, w in whole.graph().groups.items()})
 
 
-# Two cores, about an hour. LeNet-5 has no batch norm: methods that need it are left out there.
+# Two cores, a little over an hour. LeNet-5 has no batch norm: methods that need it are left out there.
 SMALL = (
     Case("LeNet-5", "mnist", "lenet5", "macs=30%", ("l1", "taylor", "thinet", "magnitude", "random"), 3, 3000, 6),
     Case(
