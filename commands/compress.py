@@ -27,7 +27,7 @@ def _list_passes(context: click.Context, option: click.Parameter, recipes: Seque
 @click.command(
     "compress",
     epilog=example(
-        'pocketzoo compress runs/first --recipe "prune(0.9) | kmeans(5) | huffman" --data digits --out runs/small'
+        'pocketzoo compress runs/first --recipe "prune(0.7, epochs=4) | kmeans | huffman" --data digits --out runs/c'
     ),
 )
 @click.argument("run")

@@ -30,6 +30,7 @@ from .recipes import passes, text_of
 from .report import TOTAL
 from .run import compress_model
 
+TOO_MUCH = "every recipe costs more accuracy than --tolerance: prune and round less, or train longer (epochs=)"
 RECIPES, STEPS, REPORT, CHOICE, PAGE = "recipes", "steps.csv", "report.csv", "recipes.csv", "index.html"
 TOLERANCE = 0.01  # accuracy on the validation images that a recipe may cost, if nobody says otherwise
 WEIGHT_BYTES = 4
@@ -50,7 +51,7 @@ class Compressed:
             f"{record['recipe']}\n{record['bytes']:,} bytes, {record['rate']:.1f} times less than"
             f" {record['parent_bytes']:,}; {self.result.accuracy['test']:.2%} of the test images,"
             f" {self.result.accuracy['validation']:.2%} of the validation images"
-            f" ({record['parent_validation']:.2%} before)"
+            f" ({record['parent_validation']:.2%} before)" + ("" if record["within"] else f"\n{TOO_MUCH}")
         )
 
 
@@ -117,9 +118,9 @@ def _choice(texts: Sequence[str], tables: Sequence[pd.DataFrame], tolerance: flo
             "parent_validation": float(first["accuracy"]), "parent_bytes": dense,
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    good = table[table["validation"] >= table["parent_validation"] - tolerance]
-    chosen = good["bytes"].idxmin() if len(good) else table["validation"].idxmax()
-    return table.assign(chosen=table.index == chosen)
+    within = table["validation"] >= table["parent_validation"] - tolerance
+    chosen = table[within]["bytes"].idxmin() if within.any() else table["validation"].idxmax()
+    return table.assign(within=within, chosen=table.index == chosen)
 
 
 def _keep(

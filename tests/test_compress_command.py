@@ -55,6 +55,17 @@ def test_the_smallest_file_within_the_tolerance_is_kept_and_tested(folders: tupl
     assert said["result"] == json.loads(result.to_json())
 
 
+def test_it_says_when_every_recipe_costs_too_much(folders: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    parent, _, _ = folders
+    common = ["compress", str(parent), "--data", "digits", "--recipe"]
+    said = run(*common, "prune(0.99)", "--recipe", "prune(0.995)", "--out", str(tmp_path / "dead"))
+    recipes = pd.read_csv(tmp_path / "dead" / "recipes.csv")
+    assert not recipes["within"].any()
+    assert recipes["validation"][recipes["chosen"]].item() == recipes["validation"].max()
+    assert "every recipe costs more accuracy than --tolerance" in said
+    assert "--tolerance" not in run(*common, "half", "--out", str(tmp_path / "alive"))
+
+
 def test_a_finished_run_is_not_computed_again(folders: tuple[Path, Path, Any]) -> None:
     parent, out, said = folders
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
