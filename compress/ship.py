@@ -38,20 +38,25 @@ WEIGHT_BYTES = 4
 
 @dataclass(frozen=True)
 class Compressed:
-    """The chosen recipe's Result, and tables: a row per recipe; per pass and recipe; per layer of the chosen model."""
+    """The chosen recipe's Result, and tables: a row per recipe; per pass and recipe; per layer of the chosen model.
+
+    `tolerance` is the accuracy that a recipe might cost.
+    """
 
     result: Result
     recipes: pd.DataFrame
     steps: pd.DataFrame
     layers: pd.DataFrame
+    tolerance: float
 
     def __str__(self) -> str:
         record = self.result.provenance["compression"]
+        is_good = self.result.accuracy["validation"] >= record["parent_validation"] - self.tolerance
         return (
             f"{record['recipe']}\n{record['bytes']:,} bytes, {record['rate']:.1f} times less than"
             f" {record['parent_bytes']:,}; {self.result.accuracy['test']:.2%} of the test images,"
             f" {self.result.accuracy['validation']:.2%} of the validation images"
-            f" ({record['parent_validation']:.2%} before)" + ("" if record["within"] else f"\n{TOO_MUCH}")
+            f" ({record['parent_validation']:.2%} before)" + ("" if is_good else f"\n{TOO_MUCH}")
         )
 
 
@@ -85,9 +90,9 @@ def compress_run(
     if not (folder / RESULT_NAME).exists():
         choice = _choice(texts, tables, tolerance)
         source = str(data) if isinstance(data, str | Path) else dataset.name
-        _keep(folder, choice, tables, run, dataset, training, source, trust)
+        _keep(folder, choice, tables, run, dataset, training, source, trust, tolerance)
     result = Result.from_json((folder / RESULT_NAME).read_text(encoding="utf-8"))
-    return Compressed(result, _table(folder / CHOICE), _table(folder / STEPS), _table(folder / REPORT))
+    return Compressed(result, _table(folder / CHOICE), _table(folder / STEPS), _table(folder / REPORT), tolerance)
 
 
 def _carry_out(
@@ -118,14 +123,14 @@ def _choice(texts: Sequence[str], tables: Sequence[pd.DataFrame], tolerance: flo
             "parent_validation": float(first["accuracy"]), "parent_bytes": dense,
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    within = table["validation"] >= table["parent_validation"] - tolerance
-    chosen = table[within]["bytes"].idxmin() if within.any() else table["validation"].idxmax()
-    return table.assign(within=within, chosen=table.index == chosen)
+    good = table[table["validation"] >= table["parent_validation"] - tolerance]
+    chosen = good["bytes"].idxmin() if len(good) else table["validation"].idxmax()
+    return table.assign(chosen=table.index == chosen)
 
 
 def _keep(
     folder: Path, choice: pd.DataFrame, tables: Sequence[pd.DataFrame], run: str | Path, data: DataSet,
-    training: Recipe, source: str, trust: Sequence[str],
+    training: Recipe, source: str, trust: Sequence[str], tolerance: float,
 ) -> None:  # fmt: skip
     """Test the chosen recipe's file and write what the folder is for; result.json last."""
     number = int(choice["chosen"].to_numpy().argmax())
@@ -156,7 +161,7 @@ def _keep(
     _write_table(folder / STEPS, steps)
     _write_table(folder / REPORT, final)
     title = f"{unpacked.architecture.family} on {data.name}, compressed"
-    write_page(folder / PAGE, title, str(Compressed(result, choice, steps, final)), choice, steps, layers)
+    write_page(folder / PAGE, title, str(Compressed(result, choice, steps, final, tolerance)), choice, steps, layers)
     write_text(folder / RESULT_NAME, result.to_json() + "\n")
 
 

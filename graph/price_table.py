@@ -28,7 +28,6 @@ class PriceTable:
     def __init__(
         self, tracer: Tracer, symbols: Sequence[int], branches: Sequence[Branch], parameters: Sequence[str]
     ) -> None:
-        self._branches = list(branches)
         column = {symbol: i for i, symbol in enumerate(symbols)}
         self._emptied_by = [[column[symbol] for symbol in branch.emptied_by] for branch in branches]
         self._prices = _prices(tracer, symbols, branches, parameters)
@@ -45,7 +44,7 @@ class PriceTable:
 
     def _by_removed(self, w: npt.NDArray[Any]) -> list[tuple[frozenset[int], npt.NDArray[np.int64] | slice]]:
         """Rows by which branches are gone."""
-        if not self._branches or w.min(initial=1) > 0:
+        if not self._emptied_by or w.min(initial=1) > 0:
             return [(frozenset(), slice(None))]
         gone = np.column_stack([(w[:, inside] == 0).any(axis=1) for inside in self._emptied_by])
         patterns, which = np.unique(gone, axis=0, return_inverse=True)

@@ -40,13 +40,12 @@ class Origin:
 
     @classmethod
     def of(
-        cls, model: nn.Module | Architecture | str | Path, data: DataSet, recipe: Recipe, folder: Path | None, *,
-        trust: Sequence[str] = (), multiple: int = 1, by_groups: bool = False, progress: bool = False,
+        cls, model: nn.Module | Architecture | str | Path, data: DataSet, recipe: Recipe, folder: Path | None,
+        before: ChannelGraph, *, trust: Sequence[str] = (), progress: bool = False,
     ) -> Origin:  # fmt: skip
         """A module as it is, a run's folder or file as it was saved; a name or Architecture is trained by the recipe.
 
-        Widths go in multiples of `multiple`; `by_groups`: grouped convolutions have fewer groups, not narrower ones,
-        where these are separable. Raises what `graph_before` does.
+        Its graph is traced as the one `before`, which `graph_before` gave. Raises DivergedTraining.
         """
         if (there := _there(model, data, trust)) is not None:
             network, architecture = there
@@ -55,8 +54,7 @@ class Origin:
             architecture = _architecture(model, data)
             network = _trained(architecture, data, recipe, folder, progress)
             record = folder or network
-        graph = _graph(network, architecture, data, multiple, by_groups)
-        return cls(network, architecture, graph, _result_of(record))
+        return cls(network, architecture, before.of(network), _result_of(record))
 
 
 def graph_before(
@@ -65,14 +63,23 @@ def graph_before(
 ) -> ChannelGraph:  # fmt: skip
     """The graph of the network that is to shrink, before anything is trained or written.
 
+    Widths go in multiples of `multiple`; `by_groups`: grouped convolutions have fewer groups, not narrower ones, where
+    these are separable.
+
     Raises InvalidData where a saved network was made for other classes, InvalidRun where compression gave it other
     layers, UntraceableModel where no width can vary, InvalidSetting where groups are to go that are narrower already.
     """
     if (there := _there(model, data, trust)) is not None:
-        return _graph(*there, data, multiple, by_groups)
-    architecture = _architecture(model, data)
-    graph = architecture.graph(multiple=multiple)
-    return _searchable(_by_groups(graph, architecture) if by_groups else graph, architecture.family)
+        network, architecture = there
+        shape = (1, data.in_channels, data.resolution, data.resolution)
+        whole = architecture.whole_groups if architecture else ()
+        graph = trace(network, shape, multiple=multiple, whole_groups=whole)
+    else:
+        architecture = _architecture(model, data)
+        graph = architecture.graph(multiple=multiple)
+    if by_groups:
+        graph = _by_groups(graph, architecture)
+    return _searchable(graph, architecture.family if architecture else "the model")
 
 
 def resolution_of(model: nn.Module | Architecture | str | Path, trust: Sequence[str]) -> int | None:
@@ -109,17 +116,6 @@ def _there(
 def _architecture(model: nn.Module | Architecture | str | Path, data: DataSet) -> Architecture:
     assert isinstance(model, Architecture | str)  # anything else is there already
     return fitted(model, data)
-
-
-def _graph(
-    network: nn.Module, architecture: Architecture | None, data: DataSet, multiple: int, by_groups: bool
-) -> ChannelGraph:
-    shape = (1, data.in_channels, data.resolution, data.resolution)
-    whole = architecture.whole_groups if architecture else ()
-    graph = trace(network, shape, multiple=multiple, whole_groups=whole)
-    if by_groups:
-        graph = _by_groups(graph, architecture)
-    return _searchable(graph, architecture.family if architecture else "the model")
 
 
 def _by_groups(graph: ChannelGraph, architecture: Architecture | None) -> ChannelGraph:

@@ -131,10 +131,7 @@ def shrink(
     if isinstance(chosen, Choosy):
         chosen.check(graph)
     folder = None if out is None else _opened(out, model, dataset, budget, chosen, recipe, finetune, multiple)
-    origin = Origin.of(
-        model, dataset, recipe, folder and folder / PARENT, trust=trust, multiple=multiple, by_groups=by_groups,
-        progress=progress,
-    )  # fmt: skip
+    origin = Origin.of(model, dataset, recipe, folder and folder / PARENT, graph, trust=trust, progress=progress)
     limit = absolute(budget, origin.graph)
     task = MeteredTask(
         _on_device(origin.model), origin.graph, dataset, limit, recipe, folder and folder / METHOD, progress

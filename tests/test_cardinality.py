@@ -58,7 +58,7 @@ def test_fewer_groups_cost_and_compute_what_they_should(name: str) -> None:
 
 
 def test_as_many_groups_as_are_left_by_hand() -> None:
-    """10 MACs a channel and pixel read of the 1x1, 4 * 9 of the grouped one, 8 of the last: each linear in groups."""
+    """A channel and pixel takes 8 MACs in the first 1x1, 4 * 9 in the grouped one, 8 in the last; a group has four."""
     model = Cardinal()
     graph = graph_of(model, (1, 1, 8, 8))
     assert graph.steps["a1.0"] == 4

@@ -25,7 +25,7 @@ from .surviving import epochs_of
 
 Weights = Mapping[str, Tensor]
 LEAST = torch.finfo(torch.float32).tiny
-PULL = 0.5  # times what takes an average group to zero by the end; at once and half of it LeNet-5 loses more
+PULL = 0.5  # times what takes an average group to zero by the end; more ends groups that a short training needs
 
 
 @dataclass(frozen=True)
